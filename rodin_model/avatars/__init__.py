@@ -1,0 +1,1 @@
+"""Procedural avatars: attributes, captions, geometry, pictures and the data set made of them."""
