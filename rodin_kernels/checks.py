@@ -1,4 +1,4 @@
-"""Argument checks: small functions that raise a TypeError or ValueError naming the argument, what came and what is needed."""
+"""Argument checks: small functions whose TypeError or ValueError names the argument, what came and what is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensor(name: str, value: Any, *, ndim: int | None = None, floating: bool = True) -> Tensor:
-    """`value` itself, if it is a tensor with `ndim` dimensions and (unless `floating` is False) a floating-point type."""
+    """`value` itself, if it is a tensor with `ndim` dimensions and, unless `floating` is False, a floating type."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor; got {type(value).__name__}")
     if floating and value.dtype not in FLOATING:

@@ -77,5 +77,5 @@ def needs_int64(*tensors: Tensor | None) -> bool:
 
 
 def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context in which the tensor's device is the current one: Triton launches on the current device, not the tensor's."""
+    """A context that makes the tensor's device the current one, on which Triton launches whatever the tensor says."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -63,8 +63,8 @@ def assert_within_budget(
         have, allowed = measure(error).item(), factor * (measure(allowed_error).item() + slack)
         place = [int(i) for i in torch.unravel_index(worst, exact.shape)]
         assert have <= allowed, (
-            f"{label}{name} {have:.3e} exceeds the budget {allowed:.3e} ({factor} x plain PyTorch's); worst at {place}: "
-            f"{got.flatten()[worst].item():.9g} instead of {exact.flatten()[worst].item():.9g}"
+            f"{label}{name} {have:.3e} exceeds the budget {allowed:.3e} ({factor} x plain PyTorch's); "
+            f"worst at {place}: {got.flatten()[worst].item():.9g} instead of {exact.flatten()[worst].item():.9g}"
         )
 
 
@@ -123,7 +123,7 @@ def random_planes(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """A set of planes [B, 3, C, size, size], normally distributed, in one of the `STORAGES`; values do not depend on it."""
+    """Normally distributed planes [B, 3, C, size, size] in one of the `STORAGES`, on which the values do not depend."""
     planes = random_tensor(batch, 3, channels, size, size, seed=seed, dtype=dtype, device=device)
     return stored_as(planes, storage)
 
