@@ -1,0 +1,132 @@
+"""The attribute reader: a small convolutional network that names what a picture of an avatar shows.
+
+It is the judge of `rodin_model.evaluate`, so it never sees a generated picture: `rodin_model.train.reader` trains it
+on true pictures of procedural avatars alone. Its own accuracy on true pictures is the ceiling of every figure that it
+gives, and is printed beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import checkpoints
+from .avatars.attributes import CHOICES
+
+#: Where the shipped reader lies.
+SHIPPED = Path(__file__).parent / "pretrained" / "reader"
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """Sizes of the reader: pictures of `size` x `size` pixels, one stage of the network for each of `widths`."""
+
+    size: int = 128
+    widths: tuple[int, ...] = (32, 64, 96, 160)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or not 16 <= self.size <= 512:
+            raise ValueError(f"size must be an integer from 16 to 512; got {self.size!r}")
+        if not 1 <= len(self.widths) <= 6 or not all(isinstance(w, int) and 1 <= w <= 1024 for w in self.widths):
+            raise ValueError(f"widths must be one to six integers from 1 to 1024; got {self.widths!r}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ReaderConfig:
+        """Read what `AttributeReader.save` wrote; ValueError for unknown keys or another list of attributes."""
+        if set(data) != {"size", "widths", "choices"}:
+            raise ValueError(f"a reader's config has size, widths and choices; got {', '.join(sorted(data))}")
+        if data["choices"] != {name: list(values) for name, values in CHOICES.items()}:
+            raise ValueError("this reader was trained for other attributes than this version has; train it again")
+        return cls(size=data["size"], widths=tuple(data["widths"]))
+
+
+class AttributeReader(nn.Module):
+    """Pictures to a distribution over the values of every attribute in `CHOICES`.
+
+    A strided convolution, then per stage a strided convolution and a residual block; the last map is read as its mean,
+    its maximum and, through a narrow 1x1 convolution, place by place. About 1.1 million weights at the default size.
+    """
+
+    def __init__(self, config: ReaderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ReaderConfig()
+        widths = self.config.widths
+        layers: list[nn.Module] = [_convolution(3, widths[0], kernel=7, stride=4), nn.SiLU(), _Residual(widths[0])]
+        for before, width in zip(widths, widths[1:], strict=False):
+            layers += [_convolution(before, width, stride=2), nn.SiLU(), _Residual(width)]
+        self.body = nn.Sequential(*layers)
+        self.places = nn.Conv2d(widths[-1], 32, 1)
+        features = 2 * widths[-1] + 32 * 16
+        self.norm = nn.LayerNorm(features)
+        self.head = nn.Linear(features, sum(len(values) for values in CHOICES.values()))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the network sees before it names it: [B, F] for pictures [B, 3, H, W] in [0, 1] on white.
+
+        Pictures of any size are brought to the reader's own. Differentiable in the pictures. TypeError or ValueError
+        for anything that is no batch of such pictures.
+        """
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            raise TypeError("images must be a floating-point tensor [B, 3, H, W] with values in [0, 1]")
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must have the shape [B, 3, H, W]; got {list(images.shape)}")
+        size = self.config.size
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        x = self.body(((images - 0.5) / 0.3).contiguous(memory_format=torch.channels_last))
+        places = F.adaptive_avg_pool2d(self.places(x), 4).flatten(1)
+        return self.norm(torch.cat([x.mean((2, 3)), x.amax((2, 3)), places], 1))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits [B, number of values] for every attribute, by name, for pictures [B, 3, H, W] in [0, 1] on white."""
+        logits = self.head(self.features(images)).float()
+        parts = logits.split([len(values) for values in CHOICES.values()], 1)
+        return dict(zip(CHOICES, parts, strict=True))
+
+    @torch.no_grad()
+    def read(self, images: Tensor, batch: int = 64) -> list[dict[str, str]]:
+        """The most likely value of every attribute for each picture of [B, 3, H, W] in [0, 1] on white."""
+        words: list[dict[str, str]] = []
+        for part in images.split(batch):
+            best = {name: logits.argmax(1).tolist() for name, logits in self(part).items()}
+            words += [{name: CHOICES[name][best[name][i]] for name in CHOICES} for i in range(len(part))]
+        return words
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` (half precision) into `folder`."""
+        config = {**asdict(self.config), "choices": {name: list(values) for name, values in CHOICES.items()}}
+        config["widths"] = list(self.config.widths)
+        checkpoints.save_component(folder, config, self.state_dict(), dtype=torch.float16)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str] | None = None, device: str | torch.device = "cpu") -> AttributeReader:
+        """Read a reader that `save` wrote, ready to use; without a folder, the shipped one.
+
+        Raises FileNotFoundError or ValueError naming the file that is missing or wrong.
+        """
+        folder = SHIPPED if folder is None else Path(folder)
+        reader = cls(ReaderConfig.from_dict(checkpoints.read_config(folder)))
+        checkpoints.load_component(folder, reader)
+        return reader.to(device).eval()
+
+
+class _Residual(nn.Module):
+    """x + two convolutions of it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _convolution(width, width), _convolution(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x + self.second(F.silu(self.first(x))))
+
+
+def _convolution(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution and batch normalisation."""
+    return nn.Sequential(nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(after))
