@@ -1,0 +1,217 @@
+"""Tri-plane sampling: the public function, and the registration of its three operators with PyTorch.
+
+`sample`, `plane_gradient` and `point_gradient` are each other's derivatives (see torch_path.py), so that two orders of
+differentiation never leave them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, launch
+from ..layouts import RODIN, plane_axes
+from . import torch_path
+from .reference import reduce_features, sample_triplane_reference
+
+#: The choices of the public function.
+REDUCTIONS = ("sum", "mean", "concat", "product")
+PADDING_MODES = ("zeros", "border", "reflection")
+MODES = ("bilinear", "nearest")
+
+
+def sample_triplane(
+    planes: Tensor | Sequence[Tensor],
+    points: Tensor,
+    *,
+    layout: Sequence[str] = RODIN,
+    reduce: str = "sum",
+    align_corners: bool = False,
+    padding_mode: str = "zeros",
+    mode: str = "bilinear",
+    backend: str = "auto",
+) -> Tensor:
+    """Features of points in space, read bilinearly from three axis-aligned planes.
+
+        f(p) = reduce over planes P of  sum over the 4 texels (i, j) around p of  w_i(p[col P]) w_j(p[row P]) P[j, i]
+
+    Each plane is read as `torch.nn.functional.grid_sample` reads it, points that are not finite included. A plane of
+    16 × 16 texels whose features are their column number gives, with align_corners=False, 7.5 at coordinate 0.
+
+    Args:
+        planes: [B, 3, C, H, W] with any strides, or a sequence of three [B, C, H_i, W_i] of different sizes. Stored
+            channels-last (stride of C = 1) they are read in place, else copied once. A batch of 1 serves all points,
+            and so do planes expanded over the batch; with 1 the gradient stays one set of planes as well.
+        points: [B, N, 3] coordinates x, y, z in [-1, 1], beyond which `padding_mode` rules.
+        layout: the planes' names: first letter the axis along the columns, second along the rows. Pairs may repeat.
+        reduce: "sum", "mean", "product" over the planes, or "concat": plane by plane along the channels.
+        align_corners: whether -1 and 1 are the centres (True) or the outer edges (False) of the outer texels.
+        padding_mode: "zeros", "border" or "reflection" outside.
+        mode: "bilinear" or "nearest" (ties to even; no gradient to the points).
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        [B, N, C], or [B, N, 3C] for "concat", contiguous, in the planes' dtype.
+
+    Differentiable in planes and points, twice (any order with backend="reference"). float16, bfloat16 and float32 are
+    computed and accumulated in float32, float64 in float64; the planes' gradient has the planes' dtype and is stored
+    channels-last. On a CPU the same inputs give the same bits.
+
+    Raises:
+        TypeError: an argument is no tensor, or not of a floating type.
+        ValueError: shapes, devices or dtypes do not go together, or a choice is unknown.
+        RuntimeError: the backend cannot run here.
+    """
+    single = _check(planes, points, reduce, align_corners, padding_mode, mode)
+    axes = [axis for pair in plane_axes(layout) for axis in pair]
+    given = [planes] if single else list(planes)
+    backend = launch.resolve_backend("sample_triplane", backend, *given, points)
+    if backend == "reference":
+        return sample_triplane_reference(planes, points, layout=layout, reduce=reduce, align_corners=align_corners,
+                                         padding_mode=padding_mode, mode=mode)
+    options = (align_corners, padding_mode, mode, backend)
+    if single and reduce in ("sum", "mean"):
+        total = _sample(planes, points, None, axes, False, *options)
+        return (total / 3 if reduce == "mean" else total).to(planes.dtype)
+    if single:
+        features: Sequence[Tensor] = _sample(planes, points, None, axes, True, *options).unbind(2)
+    else:
+        features = [_sample(plane[:, None], points, None, axes[2 * i:2 * i + 2], False, *options)
+                    for i, plane in enumerate(given)]
+    return reduce_features(features, reduce).to(given[0].dtype)
+
+
+def _check(planes: Any, points: Any, reduce: str, align_corners: bool, padding_mode: str, mode: str) -> bool:
+    """Raise for arguments that do not fit; tell whether `planes` is a single tensor."""
+    single = isinstance(planes, Tensor)
+    if single:
+        checks.check_tensor("planes", planes, ndim=5)
+        checks.check_shape("planes", planes, (None, 3, None, None, None), "[B, 3, C, H, W]")
+        given = {"planes": planes}
+    else:
+        if not isinstance(planes, list | tuple) or len(planes) != 3:
+            raise TypeError(f"planes must be a tensor [B, 3, C, H, W] or three tensors; got {_describe(planes)}")
+        given = {f"planes[{i}]": checks.check_tensor(f"planes[{i}]", p, ndim=4) for i, p in enumerate(planes)}
+        checks.check_same_dtype(**given)
+        if len({tuple(plane.shape[:2]) for plane in planes}) > 1:
+            raise ValueError(f"planes must agree in batch and channels; got {[list(p.shape) for p in planes]}")
+    checks.check_tensor("points", points, ndim=3)
+    checks.check_shape("points", points, (None, None, 3), "[B, N, 3]")
+    checks.check_same_device(**given, points=points)
+    for name, plane in given.items():
+        if 0 in plane.shape[-3:]:
+            raise ValueError(f"{name} must have at least one channel, row and column; got {list(plane.shape)}")
+        if plane.shape[0] not in (1, points.shape[0]):
+            raise ValueError(
+                f"{name} must have the batch size of points ({points.shape[0]}) or 1; got {plane.shape[0]}"
+            )
+    checks.check_choice("reduce", reduce, REDUCTIONS)
+    checks.check_flag("align_corners", align_corners)
+    checks.check_choice("padding_mode", padding_mode, PADDING_MODES)
+    checks.check_choice("mode", mode, MODES)
+    return single
+
+
+def _describe(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, list | tuple) else type(value).__name__
+
+
+def _scheme(axes: Sequence[int], align_corners: bool, padding_mode: str, mode: str, height: int,
+            width: int) -> torch_path.Scheme:
+    return torch_path.Scheme(tuple(axes), align_corners, padding_mode, mode, height, width)
+
+
+@torch.library.custom_op("rodin_kernels::sample_triplane", mutates_args=())
+def _sample(planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool,
+            align_corners: bool, padding_mode: str, mode: str, backend: str) -> Tensor:
+    scheme = _scheme(axes, align_corners, padding_mode, mode, *planes.shape[-2:])
+    return torch_path.sample(planes, points, tangent, scheme, separate)
+
+
+@torch.library.custom_op("rodin_kernels::sample_triplane_plane_gradient", mutates_args=())
+def _plane_gradient(grad: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool,
+                    align_corners: bool, padding_mode: str, mode: str, backend: str, batch: int, height: int,
+                    width: int, dtype: torch.dtype) -> Tensor:
+    scheme = _scheme(axes, align_corners, padding_mode, mode, height, width)
+    return torch_path.plane_gradient(grad, points, tangent, scheme, separate, batch).to(dtype)
+
+
+@torch.library.custom_op("rodin_kernels::sample_triplane_point_gradient", mutates_args=())
+def _point_gradient(grad: Tensor, planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int],
+                    separate: bool, align_corners: bool, padding_mode: str, mode: str, backend: str) -> Tensor:
+    scheme = _scheme(axes, align_corners, padding_mode, mode, *planes.shape[-2:])
+    return torch_path.point_gradient(grad, planes, points, tangent, scheme, separate).to(points.dtype)
+
+
+@_sample.register_fake
+def _(planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool, *_: Any) -> Tensor:
+    dtype = torch_path.compute_dtype(planes.dtype, points.dtype)
+    shape = (*points.shape[:2], *((len(axes) // 2,) if separate else ()), planes.shape[2])
+    return planes.new_empty(shape, dtype=dtype)
+
+
+@_plane_gradient.register_fake
+def _(grad: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool, align_corners: bool,
+      padding_mode: str, mode: str, backend: str, batch: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    shape = (batch, len(axes) // 2, height, width, grad.shape[-1])
+    return grad.new_empty(shape, dtype=dtype).permute(0, 1, 4, 2, 3)
+
+
+@_point_gradient.register_fake
+def _(grad: Tensor, planes: Tensor, points: Tensor, *_: Any) -> Tensor:
+    return points.new_empty(points.shape)
+
+
+def _sample_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    planes, points, tangent, *ctx.options = inputs
+    ctx.save_for_backward(planes, points, tangent)
+
+
+def _sample_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    planes, points, tangent = ctx.saved_tensors
+    needs, options = ctx.needs_input_grad, ctx.options
+    like = (planes.shape[0], *planes.shape[-2:], planes.dtype)
+    to_planes = _plane_gradient(grad, points, tangent, *options, *like) if needs[0] else None
+    to_points = _point_gradient(grad, planes, points, tangent, *options) if needs[1] else None
+    to_tangent = _point_gradient(grad, planes, points, None, *options) if needs[2] else None
+    return (to_planes, to_points, to_tangent, *[None] * len(options))
+
+
+def _plane_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, points, tangent, *options = inputs
+    ctx.options = options[:-4]
+    ctx.save_for_backward(grad, points, tangent)
+
+
+def _plane_gradient_backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
+    grad, points, tangent = ctx.saved_tensors
+    needs, options = ctx.needs_input_grad, ctx.options
+    to_grad = _sample(outer, points, tangent, *options) if needs[0] else None
+    to_points = _point_gradient(grad, outer, points, tangent, *options) if needs[1] else None
+    to_tangent = _point_gradient(grad, outer, points, None, *options) if needs[2] else None
+    return (to_grad, to_points, to_tangent, *[None] * (len(options) + 4))
+
+
+def _point_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, planes, points, tangent, *ctx.options = inputs
+    ctx.save_for_backward(grad, planes, points, tangent)
+
+
+def _point_gradient_backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
+    grad, planes, points, tangent = ctx.saved_tensors
+    if tangent is not None:
+        raise RuntimeError("sample_triplane: third derivatives need backend='reference'")
+    needs, options = ctx.needs_input_grad, ctx.options
+    like = (planes.shape[0], *planes.shape[-2:], planes.dtype)
+    to_grad = _sample(planes, points, outer, *options) if needs[0] else None
+    to_planes = _plane_gradient(grad, points, outer, *options, *like) if needs[1] else None
+    to_points = _point_gradient(grad, planes, points, outer, *options) if needs[2] else None
+    return (to_grad, to_planes, to_points, None, *[None] * len(options))
+
+
+_sample.register_autograd(_sample_backward, setup_context=_sample_context)
+_plane_gradient.register_autograd(_plane_gradient_backward, setup_context=_plane_gradient_context)
+_point_gradient.register_autograd(_point_gradient_backward, setup_context=_point_gradient_context)
