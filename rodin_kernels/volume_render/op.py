@@ -1,0 +1,348 @@
+"""`render_triplane`: checks, registration with PyTorch, and the choice of the path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
+from ..launch import resolve_backend
+from ..layouts import RODIN, check_layout
+from ..triplane_sample.op import sample_triplane
+from . import torch_path
+from .composite import add_background, sample_pdf
+from .decoder import TinyDecoder, config_from_text, decode
+from .occupancy import OccupancyGrid
+from .rays import Rendered, finite_rays, first_positions, jitter_offsets, jitter_seeds
+from .reference import render_triplane_reference
+from .torch_path import March, Rays, recording_gradients
+
+OUTPUTS = ("rgb", "depth", "opacity", "normals", "weights")
+REDUCTIONS = ("sum", "mean", "concat", "product")
+PADDINGS = ("zeros", "border", "reflection")
+QUADRATURES = ("left", "midpoint")
+
+#: Samples of all rays up to which training keeps what it computed; beyond, the backward computes it again in chunks.
+KEEP_SAMPLES = 1 << 20
+#: Samples whose graph the recomputing backward holds at once, and rays of one chunk of importance sampling.
+BACKWARD_SAMPLES = 1 << 19
+IMPORTANCE_RAYS = 1 << 16
+
+
+def render_triplane(
+    planes: Tensor, origins: Tensor, directions: Tensor, decoder: Callable[..., tuple[Tensor, Tensor]], *,
+    near: float | Tensor, far: float | Tensor, num_samples: int, num_importance: int = 0, t: Tensor | None = None,
+    jitter: torch.Generator | Sequence[torch.Generator] | int | None = None, background: Tensor | float | None = None,
+    occupancy: OccupancyGrid | Tensor | None = None, stop_below: float = 0.0, quadrature: str = "left",
+    layout: Sequence[str] = RODIN, reduce: str = "sum", align_corners: bool = False, padding_mode: str = "zeros",
+    outputs: Sequence[str] = ("rgb", "depth", "opacity"), backend: str = "auto",
+) -> Rendered:
+    """Volume-render the field that three planes and a decoder make, along rays.
+
+        p_i = o + t_i d,   tau_i = sigma(p_i) delta_i |d|,   T_i = exp(-sum_{j<i} tau_j),   w_i = T_i (1 - exp(-tau_i))
+        rgb = sum w_i c(p_i) + (1 - sum w_i) background,   depth = sum w_i t_i,   opacity = sum w_i
+
+    Samples lie in S equal bins between near and far, each standing for its bin (delta = width of the bin). Explicit
+    `t` and importance samples stand for what follows them: delta_i = t_{i+1} - t_i, the last reaching to far. With
+    quadrature="midpoint" (EG3D) each pair of neighbours is one interval, with the means of their densities, colours
+    and t. Points outside the box [-1, 1]^3 or in empty cells of `occupancy` are empty (density and colour 0); so are
+    rays with numbers that are not finite.
+
+    Args:
+        planes: [B, 3, C, H, W], any strides; B scenes, rendered by the same decoder.
+        origins, directions: [B, R, 3], in the box's coordinates; directions of any length.
+        decoder: a `TinyDecoder`, or any callable (features [..., C'], directions [..., 3]) -> (density [...],
+            rgb [..., F]); others than TinyDecoder run eagerly and keep every kept sample's graph when training.
+        near, far: a number or [B, R] (anything that expands to it), in units of t. Where far <= near a ray has no length.
+        num_samples: S, at least 0. num_importance: N >= 0 further samples, drawn from the weights of a first pass that
+            has no gradient; needs at least one first sample (two for midpoint).
+        t: [B, R, S], ascending; `num_samples` must then be S.
+        jitter: a generator (one for each scene, or one for all) or an integer seed: samples lie anywhere in their bin
+            and importance samples in their quantile. Each ray's numbers depend on its seed, scene and index alone.
+        background: a number, [F], or anything that expands to [B, R, F]; None is 0.
+        occupancy: an `OccupancyGrid`, or its bool cells [B or 1, G, G, G]. Cells left out change the result by what
+            they hold; samples within 4e-6 of a cell's face may count to either side.
+        stop_below: a ray ends before the first sample whose transmittance T_i is under this, 0 to 1; forward and backward
+            alike. 0 never ends one.
+        layout, reduce, align_corners, padding_mode: as for `sample_triplane`.
+        outputs: any of "rgb", "depth", "opacity", "normals" (sum w n), "weights" (with their t).
+        backend: "auto", "triton", "torch" or "reference".
+
+    Returns:
+        `Rendered` with the asked fields: rgb [B, R, F], depth [B, R], opacity [B, R], normals [B, R, 3], weights and t
+        [B, R, S']; float32 (float64 for float64 planes).
+
+    Differentiable in planes, decoder, origins, directions, near, far, t and background. float16 and bfloat16 are
+    computed in float32, float64 in float64. The torch path packs what is occupied and works through rays in chunks;
+    above 2^20 samples, and under torch.compile, its backward computes again instead of keeping (once differentiable).
+
+    Raises:
+        TypeError, ValueError: an argument is not of the kind, shape or range above; the message names it.
+        RuntimeError: the backend cannot run here.
+    """
+    cells = occupancy.cells if isinstance(occupancy, OccupancyGrid) else occupancy
+    outputs = _check(planes, origins, directions, decoder, near, far, num_samples, num_importance, t, cells, quadrature,
+                     reduce, padding_mode, outputs)
+    check_number("stop_below", stop_below, least=0, most=1)
+    check_flag("align_corners", align_corners)
+    layout = check_layout(layout)
+    if resolve_backend("render_triplane", backend, planes, origins, directions) == "reference":
+        return render_triplane_reference(
+            planes, origins, directions, decoder, near=near, far=far, num_samples=num_samples,
+            num_importance=num_importance, t=t, jitter=jitter, background=background, occupancy=cells,
+            stop_below=stop_below, quadrature=quadrature, layout=layout, reduce=reduce, align_corners=align_corners,
+            padding_mode=padding_mode, outputs=outputs)
+    dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
+    batch, count = origins.shape[:2]
+    near, far = (torch.as_tensor(x, device=planes.device).to(dtype).expand(batch, count) for x in (near, far))
+    rays = finite_rays(origins.to(dtype), directions.to(dtype), near, far)
+    how = March(num_samples, quadrature, float(stop_below), "normals" in outputs, "weights" in outputs)
+    seeds = jitter_seeds(jitter, batch, planes.device)
+    scene = _Scene(planes, decoder, cells, seeds, (",".join(layout), reduce, align_corners, padding_mode))
+    t = None if t is None else t.to(dtype)
+    if num_importance:
+        summed = _with_importance(scene, rays, t, how, num_importance)
+    else:
+        summed = scene.render(rays, t, how)
+    return _as_rendered(summed, background, outputs)
+
+
+class _Scene:
+    """Planes, decoder and all that stays the same for every ray."""
+
+    def __init__(self, planes: Tensor, decoder: Callable[..., tuple[Tensor, Tensor]], cells: Tensor | None,
+                 seeds: Tensor | None, planes_are: tuple[str, str, bool, str]) -> None:
+        self.planes, self.decoder, self.cells, self.seeds, self.planes_are = planes, decoder, cells, seeds, planes_are
+        plain = isinstance(decoder, TinyDecoder) and type(decoder).forward is TinyDecoder.forward
+        self.parameters = decoder.flat_parameters() if plain else []
+        self.config = decoder.text if plain else None
+
+    def render(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March, first_ray: int = 0) -> torch_path.Summed:
+        """Rays [B, R, ...] through the registered operator, or by autograd where that is faster or the only way."""
+        if self.config is None or how.normals or self._keeps(rays, t, how):
+            decode_ = self.decoder if self.config is None else _decoder(self.config, self.parameters)
+            return _march(self.planes, rays, t, self.cells, self.seeds, first_ray, decode_, self.planes_are, how)
+        color, depth, opacity, weights, places = _forward(
+            self.planes, *rays, t, self.cells, self.seeds, self.parameters, self.config, *self.planes_are,
+            how.num_samples, how.quadrature, how.stop_below, how.weights, first_ray)
+        return torch_path.Summed(color, depth, opacity, None, weights, places)
+
+    def _keeps(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March) -> bool:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        wanted = (self.planes, *rays, *self.parameters, *([] if t is None else [t]))
+        steps = how.num_samples if t is None else t.shape[-1]
+        return rays[2].numel() * steps <= KEEP_SAMPLES and any(x.requires_grad for x in wanted)
+
+
+def _with_importance(scene: _Scene, rays: tuple[Tensor, ...], t: Tensor | None, how: March, extra: int) -> torch_path.Summed:
+    """A first pass for the weights, new samples where they are, and the pass over all samples; in chunks of rays."""
+    count, near, far = rays[0].shape[1], rays[2], rays[3]
+    size = count if torch.is_grad_enabled() or torch.compiler.is_compiling() else IMPORTANCE_RAYS
+
+    def chunk(first: int) -> torch_path.Summed:
+        own = tuple(x[:, first:first + size] for x in rays)
+        own_t = None if t is None else t[:, first:first + size]
+        first_t, _, edges = first_positions(own[2], own[3], how.num_samples, own_t, scene.seeds, how.quadrature, first)
+        with torch.no_grad():
+            coarse = scene.render(own, own_t, how._replace(normals=False, weights=True), first)
+            assert coarse.weights is not None
+            offsets = jitter_offsets(scene.seeds, own[2].shape[1], extra, stream=1, first=first)
+            fine = sample_pdf(edges, coarse.weights, extra, offsets=offsets)
+        return scene.render(own, torch.cat([first_t, fine], -1).sort(-1).values, how, first)
+
+    parts = [chunk(first) for first in range(0, max(count, 1), max(size, 1))]
+    return torch_path.Summed(*(None if x[0] is None else torch.cat(x, 1) for x in zip(*parts, strict=True)))
+
+
+def _as_rendered(summed: torch_path.Summed, background: Tensor | float | None, outputs: Sequence[str]) -> Rendered:
+    if background is not None:
+        background = torch.as_tensor(background).to(summed.color)
+    found = {name: value for name, value in summed._asdict().items() if name in outputs}
+    if "rgb" in outputs:
+        found["rgb"] = add_background(summed.color, summed.opacity, background)
+    if "weights" in outputs:
+        found["t"] = summed.t
+    return Rendered(**found)
+
+
+def _decoder(config: str, parameters: Sequence[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    return partial(decode, config_from_text(config), parameters)
+
+
+def _march(planes: Tensor, rays: Sequence[Tensor], t: Tensor | None, cells: Tensor | None, seeds: Tensor | None,
+           first_ray: int, decoder: Callable[..., tuple[Tensor, Tensor]], planes_are: tuple[str, str, bool, str],
+           how: March) -> torch_path.Summed:
+    """The torch path on checked tensors: differentiable where gradients are recorded."""
+    layout, reduce, align_corners, padding_mode = planes_are
+    names = tuple(layout.split(","))
+    wide = planes.to(rays[0].dtype).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    numbers = torch.arange(first_ray, first_ray + rays[0].shape[1], device=planes.device)
+
+    def sample(plane_set: Tensor, points: Tensor) -> Tensor:
+        return sample_triplane(plane_set.unsqueeze(0), points.unsqueeze(0), layout=names, reduce=reduce,
+                               align_corners=align_corners, padding_mode=padding_mode, backend="torch").squeeze(0)
+
+    with torch.no_grad():
+        channels = planes.shape[2] * (3 if reduce == "concat" else 1)
+        width = decoder(wide.new_zeros(1, channels), wide.new_ones(1, 3))[1].shape[-1]
+    return torch_path.march(wide.unbind(0), Rays(*rays, t, numbers), seeds, cells, sample, decoder, how, width)
+
+
+@torch.library.custom_op("rodin_kernels::render_triplane", mutates_args=())
+def _forward(
+    planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
+    cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
+    align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, stop_below: float, with_weights: bool,
+    first_ray: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    how = March(num_samples, quadrature, stop_below, False, with_weights)
+    summed = _march(planes, (origins, directions, near, far), t, cells, seeds, first_ray, _decoder(config, parameters),
+                    (layout, reduce, align_corners, padding_mode), how)
+    if not with_weights:
+        return summed.color, summed.depth, summed.opacity, near.new_empty(0), near.new_empty(0)
+    assert summed.weights is not None and summed.t is not None
+    return summed.color, summed.depth, summed.opacity, summed.weights, summed.t.clone()
+
+
+@_forward.register_fake
+def _forward_fake(
+    planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
+    cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
+    align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, stop_below: float, with_weights: bool,
+    first_ray: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, count = near.shape
+    steps = num_samples if t is None else t.shape[2]
+    rows = (batch, count, steps if quadrature == "left" else steps - 1) if with_weights else (0,)
+    width = config_from_text(config).out_features
+    return (near.new_empty(batch, count, width), near.new_empty(batch, count), near.new_empty(batch, count),
+            near.new_empty(rows), near.new_empty(rows))
+
+
+_LIBRARY = torch.library.Library("rodin_kernels", "FRAGMENT")
+_LIBRARY.define(
+    "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, Tensor planes, "
+    "Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, Tensor? cells, Tensor? seeds, "
+    "Tensor[] parameters, str config, str layout, str reduce, bool align_corners, str padding_mode, int num_samples, "
+    "str quadrature, float stop_below, bool with_weights, int first_ray, bool[] needed) -> Tensor[]"
+)
+
+
+def _backward(*arguments: Any) -> list[Tensor]:
+    """Gradients of planes, origins, directions, near, far, t and every parameter; an empty tensor where not needed.
+
+    Rays are marched again in chunks with their graph, of which one is held at a time.
+    """
+    grads, tensors, options, needed = arguments[:5], arguments[5:14], arguments[14:-1], arguments[-1]
+    planes, origins, directions, near, far, t, cells, seeds, parameters = tensors
+    config, num_samples, quadrature, stop_below, with_weights, first_ray = options[0], *options[5:]
+    how = March(num_samples, quadrature, stop_below, False, with_weights)
+    shared = [x.detach().clone(memory_format=torch.preserve_format) if n else x
+              for x, n in zip([planes, *parameters], [needed[0], *needed[6:]], strict=True)]
+    inputs = [planes, origins, directions, near, far, t, *parameters]
+    totals = [torch.zeros_like(x) if n else planes.new_empty(0) for x, n in zip(inputs, needed, strict=True)]
+    steps = num_samples if t is None else t.shape[2]
+    size = max(1, BACKWARD_SAMPLES // max(1, steps * len(planes)))
+    for first in range(0, near.shape[1], size):
+        part = slice(first, first + size)
+        with recording_gradients():
+            own = [None if x is None else x[:, part].detach() for x in inputs[1:6]]
+            leaves = [x.requires_grad_() if n else x
+                      for x, n in zip([shared[0], *own, *shared[1:]], needed, strict=True)]
+            summed = _march(leaves[0], leaves[1:5], leaves[5], cells, seeds, first_ray + first,
+                            _decoder(config, leaves[6:]), options[1:5], how)
+            pairs = list(zip((summed.color, summed.depth, summed.opacity, summed.weights, summed.t), grads, strict=True))
+            pairs = [(y, g[:, part]) for y, g in pairs[:5 if with_weights else 3] if y.requires_grad]
+            wanted = [x for x, n in zip(leaves, needed, strict=True) if n]
+            found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
+                         if pairs and wanted else [None] * len(wanted))
+        for i, total in enumerate(totals):
+            if needed[i] and (grad := next(found)) is not None:
+                (total[:, part] if 1 <= i <= 5 else total).add_(grad)
+    return totals
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("render_triplane_backward", _backward, _device)
+
+
+@torch.library.register_fake("rodin_kernels::render_triplane_backward", lib=_LIBRARY)
+def _backward_fake(*arguments: Any) -> list[Tensor]:
+    planes, origins, directions, near, far, t, _, _, parameters = arguments[5:14]
+    inputs = [planes, origins, directions, near, far, t, *parameters]
+    return [torch.empty_like(x) if n else planes.new_empty(0) for x, n in zip(inputs, arguments[-1], strict=True)]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.tensors = [x is not None for x in inputs[:8]]
+    ctx.options, ctx.many = inputs[9:], len(inputs[8])
+    ctx.save_for_backward(*(x for x in inputs[:8] if x is not None), *inputs[8])
+
+
+def _gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    saved = iter(ctx.saved_tensors)
+    tensors = [next(saved) if present else None for present in ctx.tensors]
+    parameters = list(saved)
+    given = ctx.needs_input_grad
+    needed = [*(given[i] for i in range(6)), *given[8]] if ctx.many else [*(given[i] for i in range(6))]
+    found = torch.ops.rodin_kernels.render_triplane_backward(*grads, *tensors, parameters, *ctx.options, needed)
+    own = [g if n else None for g, n in zip(found, needed, strict=True)]
+    return (*own[:6], None, None, own[6:], *[None] * len(ctx.options))
+
+
+_forward.register_autograd(_gradient, setup_context=_setup)
+
+
+def _check(planes: Tensor, origins: Tensor, directions: Tensor, decoder: Any, near: float | Tensor, far: float | Tensor,
+           num_samples: int, num_importance: int, t: Tensor | None, cells: Tensor | None, quadrature: str, reduce: str,
+           padding_mode: str, outputs: Sequence[str]) -> tuple[str, ...]:
+    check_tensor("planes", planes, ndim=5)
+    check_shape("planes", planes, (None, 3, None, None, None), "[B, 3, C, H, W]")
+    check_shape("origins", check_tensor("origins", origins), (planes.shape[0], None, 3), "[B, R, 3], B as planes")
+    check_shape("directions", check_tensor("directions", directions), origins.shape, "[B, R, 3] as origins")
+    check_same_device(planes=planes, origins=origins, directions=directions, t=t, occupancy=cells)
+    if not callable(decoder):
+        raise TypeError(f"decoder must be a TinyDecoder or a callable; got {type(decoder).__name__}")
+    channels = planes.shape[2] * (3 if reduce == "concat" else 1)
+    if isinstance(decoder, TinyDecoder) and decoder.choices.in_features != channels:
+        raise ValueError(f"decoder must take the {channels} features of planes with {planes.shape[2]} channels and "
+                         f"reduce={reduce!r}; got in_features={decoder.choices.in_features}")
+    for name, value in (("near", near), ("far", far)):
+        if not isinstance(value, Tensor):
+            check_number(name, value)
+        elif value.ndim > 2 or any(have not in (1, want) for have, want in zip(
+                reversed(value.shape), reversed(origins.shape[:2]), strict=False)):
+            raise ValueError(f"{name} must be a number or [B, R] = {list(origins.shape[:2])}; got {list(value.shape)}")
+    check_integer("num_samples", num_samples, least=0)
+    check_integer("num_importance", num_importance, least=0)
+    check_choice("quadrature", quadrature, QUADRATURES)
+    check_choice("reduce", reduce, REDUCTIONS)
+    check_choice("padding_mode", padding_mode, PADDINGS)
+    least = 2 if quadrature == "midpoint" else 1
+    if (num_importance or quadrature == "midpoint") and num_samples < least:
+        raise ValueError(f"num_samples must be at least {least} with quadrature={quadrature!r} and "
+                         f"num_importance={num_importance}; got {num_samples}")
+    if t is not None:
+        check_shape("t", check_tensor("t", t), (*origins.shape[:2], num_samples), "[B, R, num_samples]")
+    if cells is not None:
+        check_shape("occupancy", check_tensor("occupancy", cells, ndim=4, floating=False), (None,) * 4)
+        if cells.dtype != torch.bool or cells.shape[0] not in (1, planes.shape[0]):
+            raise ValueError(f"occupancy must be bool [1 or {planes.shape[0]}, G, G, G]; "
+                             f"got {cells.dtype} {list(cells.shape)}")
+    outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    for name in outputs:
+        check_choice("outputs", name, OUTPUTS)
+    return outputs

@@ -1,0 +1,274 @@
+"""Rendering without kernels: rays in chunks, steps front to back in blocks, and work only where something may be.
+
+A block of steps of the rays that are still open is looked up in the occupancy grid; the samples that may hold something
+are packed, sampled and decoded; rays whose transmittance has fallen under the limit are closed. At the end of a chunk the
+densities go back into rows [rays, steps], from which the weights come. The same program serves inference, training by
+autograd, and the recomputing backward of the registered operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .composite import volume_weights
+from .rays import bin_positions, hashed_uniform, sample_lengths
+
+#: Samples (rays times steps) of one chunk of rays, and steps of one block when rays may be closed early.
+CHUNK_SAMPLES = 1 << 19
+BLOCK_STEPS = 12
+#: Cells are looked up a little inside the box, so that rounding never loses a point on its faces.
+FACE_MARGIN = 2e-6
+
+Decode = Callable[[Tensor, "Tensor | None"], tuple[Tensor, Tensor]]
+Sample = Callable[[Tensor, Tensor], Tensor]
+
+
+class March(NamedTuple):
+    """How rays are marched: number of equal bins, quadrature, transmittance at which they end, outputs beyond the usual."""
+
+    num_samples: int
+    quadrature: str = "left"
+    stop_below: float = 0.0
+    normals: bool = False
+    weights: bool = False
+
+
+class Rays(NamedTuple):
+    """Rays of one scene: origins, directions [R, 3]; near, far [R]; explicit t [R, S] or None; their numbers [R] int64."""
+
+    origins: Tensor
+    directions: Tensor
+    near: Tensor
+    far: Tensor
+    t: Tensor | None
+    numbers: Tensor
+
+    def take(self, index: Tensor | slice) -> Rays:
+        """Some of the rays."""
+        pick = (lambda x: x[index]) if isinstance(index, slice) else (lambda x: x.index_select(0, index))
+        return Rays(*(None if x is None else pick(x) for x in self))
+
+
+class Summed(NamedTuple):
+    """Sums along rays: color [R, F], depth, opacity [R]; normals [R, 3], weights and t [R, S'] if asked for."""
+
+    color: Tensor
+    depth: Tensor
+    opacity: Tensor
+    normals: Tensor | None = None
+    weights: Tensor | None = None
+    t: Tensor | None = None
+
+
+class Cells(NamedTuple):
+    """One scene's occupancy made ready for look-ups: a flat table with an empty rim, its size, and the occupied box."""
+
+    table: Tensor
+    size: int
+    low: Tensor
+    high: Tensor
+
+
+def march(plane_sets: Sequence[Tensor], rays: Rays, seeds: Tensor | None, cells: Tensor | None, sample: Sample,
+          decode: Decode, how: March, width: int) -> Summed:
+    """Render all scenes: every field of `rays` with a leading batch dimension, except `numbers`.
+
+    Args:
+        plane_sets: B sets of planes [3, C, H, W].
+        rays: origins [B, R, 3] and so on; numbers [R].
+        seeds: [B] int64, for jitter, or None.
+        cells: bool [B or 1, G, G, G] or None.
+        sample: planes [3, C, H, W], points [N, 3] -> features [N, C'].
+        decode: features, directions [N, 3] -> density [N], color [N, width].
+
+    Returns:
+        `Summed`, every field with a leading batch dimension. Differentiable where gradients are recorded.
+    """
+    count = rays.origins.shape[1]
+    steps = rays.t.shape[2] if rays.t is not None else how.num_samples
+    chunk = max(1, CHUNK_SAMPLES // max(steps, 1))
+    prepared: dict[int, Cells] = {}
+    scenes = []
+    for b, planes in enumerate(plane_sets):
+        grid = 0 if cells is None or cells.shape[0] == 1 else b
+        if grid not in prepared:
+            prepared[grid] = prepare_cells(None if cells is None else cells[grid], rays.origins)
+        own = Rays(*(None if x is None else x[b] for x in rays[:-1]), rays.numbers)
+        seed = None if seeds is None else seeds[b]
+        field = lambda points, seen, planes=planes: decode(sample(planes, points), seen)  # noqa: E731
+        parts = [_chunk(own.take(slice(first, first + chunk)), seed, prepared[grid], field, how, width)
+                 for first in range(0, max(count, 1), chunk)]
+        scenes.append(_joined(parts, torch.cat))
+    return _joined(scenes, torch.stack)
+
+
+def prepare_cells(cells: Tensor | None, like: Tensor) -> Cells:
+    """`Cells` of a grid bool [G, G, G]; without a grid the whole box is one occupied cell."""
+    if cells is None:
+        cells = torch.ones(1, 1, 1, dtype=torch.bool, device=like.device)
+    size = cells.shape[-1]
+    bounds = []
+    for axis in range(3):
+        line = cells.any(dim=[d for d in range(3) if d != axis]).nonzero().view(-1)
+        bounds.append((int(line[0]), int(line[-1]) + 1) if len(line) else (1, 0))
+    edges = torch.tensor(bounds, dtype=like.dtype, device=like.device) * (2 / size) - 1
+    low, high = edges.unbind(1)
+    return Cells(F.pad(cells, (1, 1, 1, 1, 1, 1)).view(-1), size, low - 1e-5, high + 1e-5)
+
+
+def _joined(parts: list[Summed], join: Callable[[list[Tensor]], Tensor]) -> Summed:
+    if len(parts) == 1 and join is torch.cat:
+        return parts[0]
+    columns = zip(*parts, strict=True)
+    return Summed(*(None if column[0] is None else join(list(column)) for column in columns))
+
+
+def _chunk(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: March, width: int) -> Summed:
+    """One chunk of rays of one scene: only those that meet the occupied part of the box are marched."""
+    count = rays.origins.shape[0]
+    with torch.no_grad():
+        met = _meets(rays, cells).nonzero().view(-1)
+    everything = how.weights or len(met) == count
+    summed = _march_rays(rays if everything else rays.take(met), seed, cells, field, how, width)
+    if everything:
+        return summed
+    return Summed(*(None if x is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, met, x) for x in summed))
+
+
+def _meets(rays: Rays, cells: Cells) -> Tensor:
+    """Whether rays [R] pass the occupied box between near and far."""
+    a, b = ((edge - rays.origins) / rays.directions for edge in (cells.low, cells.high))
+    enter = torch.minimum(a, b).nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(-1)
+    leave = torch.maximum(a, b).nan_to_num(torch.inf, torch.inf, -torch.inf).amin(-1)
+    first, last = (rays.near, rays.far) if rays.t is None else (enter, leave)
+    return (leave >= torch.maximum(enter, first)) & (enter <= last)
+
+
+def _march_rays(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: March, width: int) -> Summed:
+    t, delta = _positions(rays, seed, how)
+    delta = delta * rays.directions.norm(dim=-1, keepdim=True)
+    where, sigma, color, normals = _shade(rays, t, delta, cells, field, how, width)
+    rows = sigma.new_zeros(t.numel()).index_copy(0, where, sigma).view(t.shape)
+    midpoint = how.quadrature == "midpoint"
+    weights, _ = volume_weights(0.5 * (rows[:, 1:] + rows[:, :-1]) if midpoint else rows, delta,
+                                stop_below=how.stop_below)
+    along = 0.5 * (t[:, 1:] + t[:, :-1]) if midpoint else t
+    shares = 0.5 * (F.pad(weights, (0, 1)) + F.pad(weights, (1, 0))) if midpoint else weights
+    share = shares.reshape(-1).index_select(0, where).unsqueeze(-1)
+    owner = where // max(t.shape[1], 1)
+    return Summed(
+        color.new_zeros(t.shape[0], width).index_add(0, owner, share * color),
+        (weights * along).sum(-1),
+        weights.sum(-1),
+        None if normals is None else normals.new_zeros(t.shape[0], 3).index_add(0, owner, share * normals),
+        weights if how.weights else None,
+        along if how.weights else None,
+    )
+
+
+def _positions(rays: Rays, seed: Tensor | None, how: March) -> tuple[Tensor, Tensor]:
+    if rays.t is not None:
+        return rays.t, sample_lengths(rays.t, rays.far, how.quadrature)
+    offsets = None if seed is None else hashed_uniform(seed, rays.numbers, how.num_samples)
+    t, delta = bin_positions(rays.near, rays.far, how.num_samples, offsets)
+    return t, sample_lengths(t, rays.far, how.quadrature) if how.quadrature == "midpoint" else delta
+
+
+def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, how: March,
+           width: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Decode what may hold something: places in the rows [R, S] (flat), density, color and normals there."""
+    found: list[tuple[Tensor, ...]] = []
+    live, thickness = None, torch.zeros_like(rays.near).detach()
+    for first, last in _blocks(t.shape[1], how.stop_below):
+        with torch.no_grad():
+            where = _candidates(rays, t, live, first, last, cells)
+        found.append((where, *_decode_at(rays, t, where, field, how)))
+        if how.stop_below > 0 and last < t.shape[1]:
+            with torch.no_grad():
+                live = _open_rays(thickness, found[-1], delta, t.shape, (first, last), how)
+                if live.numel() == 0:
+                    break
+    if not found:
+        like = rays.near
+        return like.new_zeros(0, dtype=torch.int64), like.new_zeros(0), like.new_zeros(0, width), (
+            like.new_zeros(0, 3) if how.normals else None)
+    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
+    return joined[0], joined[1], joined[2], joined[3] if how.normals else None
+
+
+def _blocks(steps: int, stop_below: float) -> Iterator[tuple[int, int]]:
+    size = BLOCK_STEPS if stop_below > 0 else max(steps, 1)
+    return ((first, min(first + size, steps)) for first in range(0, steps, size))
+
+
+def _candidates(rays: Rays, t: Tensor, live: Tensor | None, first: int, last: int, cells: Cells) -> Tensor:
+    """Flat places in the rows [R, S] of samples in occupied cells, for steps first ... last - 1 of the live rays."""
+    origins, directions, t = (x.detach() for x in (rays.origins, rays.directions, t))
+    steps = t[:, first:last]
+    if live is not None:
+        origins, directions, steps = (x.index_select(0, live) for x in (origins, directions, steps))
+    scale = cells.size / 2
+    slope = directions * (scale * (1 - 2 * FACE_MARGIN))
+    start = (origins * (1 - 2 * FACE_MARGIN) + 1) * scale + 1
+    index = None
+    for axis in range(3):
+        place = torch.addcmul(start[:, axis, None], steps, slope[:, axis, None])
+        if rays.t is not None:
+            place = place.nan_to_num_(0.0)
+        cell = place.clamp_(0, cells.size + 1).to(torch.int32)
+        index = cell if index is None else index.mul_(cells.size + 2).add_(cell)
+    hit = cells.table.index_select(0, index.reshape(-1)).nonzero().view(-1)
+    row, step = hit // (last - first), hit % (last - first)
+    return (row if live is None else live.index_select(0, row)) * t.shape[1] + step + first
+
+
+def _decode_at(rays: Rays, t: Tensor, where: Tensor, field: Decode, how: March) -> tuple[Tensor, ...]:
+    """Density [N], color [N, F], and normals [N, 3] or their place, of the samples at flat places `where`."""
+    ray = where // t.shape[1]
+    seen = rays.directions.index_select(0, ray)
+    along = t.reshape(-1).index_select(0, where)
+    points = torch.addcmul(rays.origins.index_select(0, ray), along.unsqueeze(-1), seen)
+    inside = (points.detach().abs() <= 1).all(-1)
+    if not how.normals:
+        sigma, color = field(points, seen)
+        return torch.where(inside, sigma, 0.0), color, inside
+    with torch.enable_grad():
+        points = points if points.requires_grad else points.requires_grad_()
+        sigma, color = field(points, seen)
+        (slope,) = torch.autograd.grad(sigma.sum(), points, create_graph=True)
+    normals = F.normalize(-slope, dim=-1)
+    return torch.where(inside, sigma, 0.0), color, normals
+
+
+def _open_rays(thickness: Tensor, found: tuple[Tensor, ...], delta: Tensor, shape: torch.Size,
+               block: tuple[int, int], how: March) -> Tensor:
+    """Rays that go on after a block, from their optical thickness so far, which is brought up to date."""
+    where, sigma = found[0], found[1].detach()
+    ray, step = where // shape[1], where % shape[1]
+    if how.quadrature == "midpoint":
+        # a sample's share of the intervals that are complete by now; what is still open can only close a ray later
+        lengths = 0.5 * (F.pad(delta.detach(), (0, 1)) + F.pad(delta.detach(), (1, 0)))
+        lengths[:, block[1] - 1] -= 0.5 * delta.detach()[:, block[1] - 1]
+    else:
+        lengths = delta.detach()
+    tau = sigma * lengths[ray, step]
+    thickness.index_add_(0, ray, tau)
+    return (torch.exp(-thickness) >= how.stop_below).nonzero().view(-1)
+
+
+@contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Record gradients inside a registered operator, where the dispatcher has left autograd already behind."""
+    keys = torch._C.DispatchKey
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU, keys.AutogradCUDA, keys.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
