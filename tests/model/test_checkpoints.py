@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rodin_model import checkpoints
+from rodin_model import checkpoints, files
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ def test_a_dying_writer_leaves_the_old_file_or_none(tmp_path: Path, monkeypatch:
     if old is not None:
         path.write_bytes(old)
     real_open = open
-    monkeypatch.setattr(checkpoints, "open", lambda *a: DyingFile(real_open(*a), budget, error), raising=False)
+    monkeypatch.setattr(files, "open", lambda *a: DyingFile(real_open(*a), budget, error), raising=False)
     with pytest.raises(type(error)):
         checkpoints.save_tensors(path, some_tensors())
     assert names_in(tmp_path) == ([path.name] if old else [])
@@ -156,7 +156,7 @@ def test_json_is_strict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bad.json is not valid JSON"):
         checkpoints.read_json(tmp_path / "bad.json")
     with open(tmp_path / "huge.json", "wb") as file:
-        file.truncate(checkpoints.MAX_JSON_BYTES + 1)
+        file.truncate(files.MAX_JSON_BYTES + 1)
     with pytest.raises(ValueError, match="huge.json has"):
         checkpoints.read_json(tmp_path / "huge.json")
 

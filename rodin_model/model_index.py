@@ -1,0 +1,58 @@
+"""Where a model is, and what its `model_index.json` says; nothing heavy is imported to find that out."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+#: The model that comes with the package.
+SHIPPED = Path(__file__).parent / "pretrained"
+INDEX_FILE = "model_index.json"
+FORMAT = "rodin-model-1"
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """What `model_index.json` says: the model's name and how it is best sampled.
+
+    `text_prior`: whether words go through the latent prior (to z of a picture that fits them) or are used as they are.
+    `edit_strength`: how far `edit` moves z when the caller does not say.
+    """
+
+    format: str = FORMAT
+    name: str = "rodin-mini"
+    text_prior: bool = False
+    num_inference_steps: int = 25
+    guidance_scale: float = 2.0
+    upsampler_steps: int = 8
+    edit_strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"the model's format must be {FORMAT!r}; got {self.format!r}")
+
+
+def find_model(path: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of a model: see `RodinPipeline.from_pretrained`; FileNotFoundError says what was looked for."""
+    if path is None:
+        path = SHIPPED
+    folder = Path(path)
+    if (folder / INDEX_FILE).is_file():
+        return folder
+    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", os.fspath(path)):
+        return _from_hub(os.fspath(path))
+    raise FileNotFoundError(f"there is no model in {folder}: {INDEX_FILE} is missing")
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    # the hub's client raises its own and its transport's errors, which have no common class
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileNotFoundError(f"there is no folder {name}, and the hub gave no such model: {reason}") from error
+    return find_model(folder)
