@@ -4,7 +4,35 @@ Every operator has a plain-PyTorch specification (`<name>_reference`), a fast pa
 this version has them, Triton kernels; `backend=` chooses. This page is the table of contents.
 """
 
-from .layouts import EG3D, EG3D_FIXED, RODIN, RODINHD, Layout, check_layout, plane_axes, roll_out, unroll
+from .layouts import (
+    EG3D,
+    EG3D_FIXED,
+    RODIN,
+    RODINHD,
+    Layout,
+    check_layout,
+    cross_sources,
+    plane_axes,
+    roll_out,
+    unroll,
+)
+from .rollout_conv import RolloutConv, rollout_conv, rollout_conv_reference
+from .triplane_sample import sample_triplane, sample_triplane_reference
+from .volume_render import (
+    DecoderConfig,
+    OccupancyGrid,
+    Rendered,
+    TinyDecoder,
+    composite,
+    composite_reference,
+    density_grid,
+    render_triplane,
+    render_triplane_reference,
+    sample_pdf,
+    sample_pdf_reference,
+    volume_weights,
+    volume_weights_reference,
+)
 
 __version__ = "0.1.0"
 
@@ -13,10 +41,29 @@ __all__ = [
     "EG3D_FIXED",
     "RODIN",
     "RODINHD",
+    "DecoderConfig",
     "Layout",
+    "OccupancyGrid",
+    "Rendered",
+    "RolloutConv",
+    "TinyDecoder",
     "__version__",
     "check_layout",
+    "composite",
+    "composite_reference",
+    "cross_sources",
+    "density_grid",
     "plane_axes",
+    "render_triplane",
+    "render_triplane_reference",
     "roll_out",
+    "rollout_conv",
+    "rollout_conv_reference",
+    "sample_pdf",
+    "sample_pdf_reference",
+    "sample_triplane",
+    "sample_triplane_reference",
     "unroll",
+    "volume_weights",
+    "volume_weights_reference",
 ]

@@ -52,6 +52,35 @@ def plane_axes(layout: Sequence[str]) -> tuple[tuple[int, int], tuple[int, int],
     return first, second, third
 
 
+def cross_sources(layout: Sequence[str]) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+    """Where each plane finds the line along its columns and the line along its rows in the other two planes.
+
+    A plane that shows axes a (columns) and b (rows) shares a with exactly one other plane and b with the remaining one.
+    The line along a is that plane's mean over the axis that the first plane does not show.
+
+    Returns:
+        For each plane two pairs (source plane, dimension to average): -2 averages the source's rows, leaving a line along
+        its columns; -1 averages its columns. Each of the six lines is used exactly once.
+
+    Raises:
+        ValueError: the layout lacks one of the planes xy, xz, yz (in either order), as EG3D's does.
+    """
+    axes = plane_axes(layout)
+    pairs = {frozenset(pair) for pair in axes}
+    if len(pairs) < 3:
+        missing = [a + b for a, b in ("xy", "xz", "yz") if frozenset((_AXES.index(a), _AXES.index(b))) not in pairs]
+        raise ValueError(
+            f"layout {tuple(layout)!r} has no plane {' and no plane '.join(missing)}, so some axes have no second plane to "
+            f"take a line from; the 3D-aware convolution needs all of xy, xz, yz (EG3D_FIXED = {EG3D_FIXED} repairs EG3D)"
+        )
+
+    def source(target: int, axis: int) -> tuple[int, int]:
+        other = next(plane for plane in range(3) if plane != target and axis in axes[plane])
+        return other, -2 if axes[other][0] == axis else -1
+
+    return tuple((source(plane, column), source(plane, row)) for plane, (column, row) in enumerate(axes))
+
+
 def roll_out(planes: Tensor) -> Tensor:
     """The planes side by side in one picture, the paper's roll-out.
 
