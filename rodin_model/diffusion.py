@@ -1,0 +1,202 @@
+"""The diffusion over planes: noise schedule, training loss, sampling, and the base model built of them.
+
+Training and sampling share one list of alpha_bar, computed here; the samplers are diffusers' own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .checkpoints import load_component, read_config, save_component
+from .config import LATENT_SIZE, DiffusionConfig, NoiseConfig, UNetConfig, from_dict, to_dict
+from .unet import TriplaneUNet
+from .variational import variational_bound
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: Called after every denoising step with (steps done, steps in all, current planes).
+Progress = Callable[[int, int, Tensor], None]
+
+
+def alpha_bars(noise: NoiseConfig) -> Tensor:
+    """Share of signal variance left after step 1, 2, ..., `steps`: [steps], float64, falling from about 1 to about 0.
+
+    The two families of RodinHD, section 4.2 (see `NoiseConfig`); each beta is capped at 0.999 as in Improved DDPM.
+    """
+    def v(t: float) -> float:
+        u = t * (noise.end - noise.start) + noise.start
+        return max(math.cos(u * math.pi / 2), 0.0) ** (2 * noise.tau) if noise.schedule == "cosine" \
+            else 1 / (1 + math.exp(-u / noise.tau))
+
+    bars = [(v(1) - v(i / noise.steps)) / (v(1) - v(0)) for i in range(noise.steps + 1)]
+    betas = [min(1 - bars[i + 1] / bars[i], 0.999) if bars[i] > 0 else 0.999 for i in range(noise.steps)]
+    return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+
+
+def make_scheduler(noise: NoiseConfig, kind: str = "dpm++") -> Any:
+    """A fresh diffusers scheduler on this process: "dpm++" (DPM-Solver++ 2M, trailing steps) or "ddpm" (ancestral)."""
+    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+
+    bars = alpha_bars(noise)
+    betas = 1 - bars / torch.cat([torch.ones(1, dtype=bars.dtype), bars[:-1]])
+    common = dict(num_train_timesteps=noise.steps, trained_betas=betas.float().numpy(),
+                  prediction_type=noise.prediction, timestep_spacing="trailing")
+    if kind == "dpm++":
+        return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
+    if kind == "ddpm":
+        variance = "learned_range" if noise.learn_variance else "fixed_small"
+        return DDPMScheduler(**common, clip_sample=False, variance_type=variance)
+    raise ValueError(f'scheduler must be "dpm++" or "ddpm"; got {kind!r}')
+
+
+def sample_noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    """Standard normal noise [len(generators), *shape]; sample i depends on generator i alone, not on the batch."""
+    return torch.stack([torch.randn(*shape, generator=g, device=g.device) for g in generators]).to(device)
+
+
+class TriplaneDiffusion(nn.Module):
+    """A denoiser with its noise schedule and the statistics that normalise the planes.
+
+    Planes are diffused as (planes - mean) / std, `mean` being the average avatar's planes [3, C, R, R] and `std` one number
+    for each plane and channel [3, C, 1, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+    bars: Tensor
+
+    def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int) -> None:
+        super().__init__()
+        self.config, self.noise, self.channels = config, noise, channels
+        self.unet = TriplaneUNet(config)
+        size = config.resolution
+        self.register_buffer("mean", torch.zeros(3, channels, size, size))
+        self.register_buffer("std", torch.ones(3, channels, 1, 1))
+        self.register_buffer("bars", alpha_bars(noise).float(), persistent=False)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Fix the normalisation: `mean` [3, C, R, R] and `std` [3, C, 1, 1], in feature units."""
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(1e-4))
+
+    def normalize(self, planes: Tensor) -> Tensor:
+        """Planes in feature units [B, 3, C, R, R] -> normalised."""
+        return (planes - self.mean) / self.std
+
+    def denormalize(self, planes: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return planes * self.std + self.mean
+
+    def predict(self, noisy: Tensor, t: Tensor, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The network's prediction (noise, planes or v, by `noise.prediction`), with variance channels if it learns them."""
+        return self.unet(noisy, t, z)
+
+    def add_noise(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """sqrt(alpha_bar_t) clean + sqrt(1 - alpha_bar_t) eps, all [B, 3, C, R, R], t [B] in 0 .. steps - 1."""
+        bar = self.bars[t].view(-1, 1, 1, 1, 1)
+        return bar.sqrt() * clean + (1 - bar).sqrt() * eps
+
+    def target(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should say: eps, clean, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) clean."""
+        if self.noise.prediction == "epsilon":
+            return eps
+        if self.noise.prediction == "sample":
+            return clean
+        bar = self.bars[t].view(-1, 1, 1, 1, 1)
+        return bar.sqrt() * eps - (1 - bar).sqrt() * clean
+
+    def training_loss(self, clean: Tensor, z: Tensor, generator: torch.Generator | None = None,
+                      cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(loss, prediction) for normalised planes [B, 3, C, R, R] and latents [B, 512].
+
+        Latents are zeroed with probability `condition_drop` (classifier-free guidance, Rodin 3.3); where the variance is
+        learned, the variational bound is added to the simple loss (Improved DDPM, eq. 16).
+        """
+        batch = clean.shape[0]
+        t = torch.randint(self.noise.steps, (batch,), generator=generator).to(clean.device)
+        eps = torch.randn(clean.shape, generator=generator).to(clean)
+        keep = (torch.rand(batch, 1, generator=generator) >= self.noise.condition_drop).to(clean)
+        noisy = self.add_noise(clean, eps, t)
+        output = self.predict(noisy, t, z * keep, cond).float()
+        prediction = output[:, :, :self.channels]
+        loss = F.mse_loss(prediction, self.target(clean, eps, t))
+        if self.noise.learn_variance:
+            loss = loss + variational_bound(self.bars, clean, noisy, t, output)
+        return loss, prediction
+
+    @torch.no_grad()
+    def denoise(self, z: Tensor, generators: Sequence[torch.Generator], *, steps: int, guidance_scale: float = 1.0,
+                scheduler: str = "dpm++", cond: Tensor | None = None, progress: Progress | None = None) -> Tensor:
+        """Run the reverse process: z [B, 512], one generator a sample -> normalised planes [B, 3, C, R, R].
+
+        Guidance: prediction = s f(x, z) + (1 - s) f(x, 0) with strength s = `guidance_scale` (Rodin 3.3).
+        """
+        if not 1 <= steps <= self.noise.steps:
+            raise ValueError(f"steps must lie between 1 and {self.noise.steps}; got {steps}")
+        if z.ndim != 2 or z.shape != (len(generators), LATENT_SIZE):
+            raise ValueError(f"z must be [{len(generators)}, {LATENT_SIZE}], a row for each generator; got {list(z.shape)}")
+        process = make_scheduler(self.noise, scheduler)
+        process.set_timesteps(steps)
+        shape = (3, self.channels, self.config.resolution, self.config.resolution)
+        planes = sample_noise(shape, generators, z.device)
+        keep_variance = scheduler == "ddpm" and self.noise.learn_variance
+        for done, t in enumerate(process.timesteps, 1):
+            output = self._guided(planes, t.expand(len(z)).to(z.device), z, guidance_scale, cond)
+            output = output if keep_variance else output[:, :, :self.channels]
+            # schedulers split off a learned variance at dimension 1, where these planes are folded
+            folded = process.step(output.flatten(1, 2) if not keep_variance else _interleave(output), t,
+                                  planes.flatten(1, 2), **self._noise_source(scheduler, generators)).prev_sample
+            planes = folded.view_as(planes)
+            if progress is not None:
+                progress(done, steps, planes)
+        return planes
+
+    def _guided(self, planes: Tensor, t: Tensor, z: Tensor, scale: float, cond: Tensor | None) -> Tensor:
+        if scale == 1.0:
+            return self.predict(planes, t, z, cond).float()
+        both = None if cond is None else torch.cat([cond, cond])
+        known, free = self.predict(torch.cat([planes, planes]), torch.cat([t, t]),
+                                   torch.cat([z, torch.zeros_like(z)]), both).float().chunk(2)
+        return scale * known + (1 - scale) * free
+
+    @staticmethod
+    def _noise_source(scheduler: str, generators: Sequence[torch.Generator]) -> dict[str, Any]:
+        return {"generator": list(generators)} if scheduler == "ddpm" else {}
+
+    def save(self, folder: Path | str, dtype: torch.dtype = torch.float16) -> None:
+        """Write config.json and the weights (safetensors shards) into `folder`."""
+        config = to_dict(DiffusionConfig(self.config, self.noise, self.channels))
+        save_component(folder, config, self.state_dict(), dtype=dtype)
+
+    @classmethod
+    def from_folder(cls, folder: Path | str) -> Self:
+        """Read what `save` wrote, in float32; unknown keys, absurd sizes and shapes that differ are a ValueError."""
+        config = from_dict(DiffusionConfig, read_config(folder))
+        model = cls(config.unet, config.noise, config.channels)
+        load_component(folder, model)
+        return model.eval().requires_grad_(False)
+
+
+def _interleave(output: Tensor) -> Tensor:
+    """[B, 3, 2C, H, W] -> [B, 2 * 3C, H, W]: the predictions of all planes first, then the variances of all planes."""
+    prediction, variance = output.chunk(2, 2)
+    return torch.cat([prediction.flatten(1, 2), variance.flatten(1, 2)], 1)
+
+
+class BaseDiffusion(TriplaneDiffusion):
+    """Latent to coarse planes (Rodin 3.3)."""
+
+    def sample(self, z: Tensor, *, generators: Sequence[torch.Generator], steps: int = 25, guidance_scale: float = 2.0,
+               scheduler: str = "dpm++", progress: Progress | None = None) -> Tensor:
+        """z [B, 512] (zeros: unconditional) -> coarse planes [B, 3, C, R, R] in feature units, float32."""
+        planes = self.denoise(z, generators, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler,
+                              progress=progress)
+        return self.denormalize(planes)
