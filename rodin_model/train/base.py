@@ -1,0 +1,87 @@
+"""`python -m rodin_model.train.base`: train the base diffusion on coarse planes.
+
+Resumable: the same command goes on where it stopped and reaches the weights of a run that never stopped. Several GPUs:
+`torchrun --nproc-per-node 8 -m rodin_model.train.base ...`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rodin_model.config import PRESETS
+from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
+from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
+from rodin_model.train.latents import Latents
+
+
+class BaseLosses:
+    """The base model's loss: planes and latents of a batch drawn from (seed, step), the denoising loss on them."""
+
+    def __init__(self, planes: Tensor, avatars: Sequence[int], latents: Latents, settings: DenoiserSettings) -> None:
+        self.planes, self.avatars, self.latents, self.settings = planes, avatars, latents, settings
+
+    def __call__(self, model: TriplaneDiffusion, step: int) -> dict[str, Tensor]:
+        rng, generator = step_randomness(self.settings.seed, step)
+        rows = rng.integers(0, len(self.planes), self.settings.batch)
+        z = self.latents.draw([self.avatars[i] for i in rows], rng, self.settings.text_share)
+        clean = model.normalize(self.planes[torch.from_numpy(rows)].to(model.mean))
+        return {"loss": model.training_loss(clean, z.to(model.mean), generator)[0]}
+
+
+def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
+    """The options that both diffusions take; every training setting is an option of the same name."""
+    parser = argparse.ArgumentParser(prog=f"python -m rodin_model.train.{program}", description=doc,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mini")
+    parser.add_argument("--coarse", required=True, help="folder of coarse planes from rodin_model.train.fit")
+    parser.add_argument("--latents", required=True, help="file from rodin_model.train.latents")
+    parser.add_argument("--towers", required=True, help="folder of the trained towers")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--until", type=int, help="stop at this step, before the end; the same command goes on from there")
+    parser.add_argument("--save-every", type=int, default=500)
+    for field in dataclasses.fields(DenoiserSettings):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    return parser
+
+
+def settings_of(args: argparse.Namespace) -> DenoiserSettings:
+    """The training settings among parsed arguments."""
+    return DenoiserSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DenoiserSettings)})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    from rodin_model.conditioning import TowerConditioner
+
+    settings, preset = settings_of(args), PRESETS[args.preset]
+    planes, avatars = all_planes(args.coarse)
+    torch.manual_seed(settings.seed)
+    model = BaseDiffusion(preset.base, preset.base_noise, preset.planes.channels)
+    model.set_statistics(*statistics(planes))
+    latents = Latents.load(args.latents, TowerConditioner.from_folder(args.towers))
+    trainer = DenoiserTrainer(args.output, model, settings, BaseLosses(planes, avatars, latents, settings), args.device)
+    trainer.run(args.until, save_every=args.save_every)
+    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    args = arguments_of(__doc__, "base").parse_args(arguments)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What training the two diffusions has in common: data in memory, the optimiser step with its moving average, resuming.
+
+One process or many: under `torchrun` every rank draws its own samples and gradients are averaged by DDP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from rodin_model import checkpoints
+from rodin_model.diffusion import TriplaneDiffusion
+from rodin_model.train.resume import load_training, log_stats, make_optimizer, save_training
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """How a diffusion is trained. `text_share` of the latents come from captions, the others from pictures."""
+
+    steps: int = 6000
+    batch: int = 16
+    learning_rate: float = 4e-4
+    warmup: int = 200
+    cooldown: float = 0.4
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    text_share: float = 0.5
+    image_weight: float = 0.0
+    precision: str = "bf16"
+    seed: int = 0
+
+
+def rate(step: int, settings: DenoiserSettings) -> float:
+    """Learning rate: linear warm-up, constant, and a linear fall to 0 over the last `cooldown` of all steps."""
+    rise = min(1.0, (step + 1) / max(1, settings.warmup))
+    fall = min(1.0, (settings.steps - step) / max(1.0, settings.cooldown * settings.steps))
+    return settings.learning_rate * rise * fall
+
+
+def step_randomness(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random numbers of one step on this rank: they follow from (seed, rank, step), so a resumed run repeats them."""
+    words = [seed, int(os.environ.get("RANK", "0")), step]
+    rng = np.random.default_rng(words)
+    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def all_planes(folder: str | Path) -> tuple[Tensor, list[int]]:
+    """Every shard that `rodin_model.train.fit` wrote into `folder`: planes float16 [N, 3, C, R, R] and avatars' numbers."""
+    files = sorted(Path(folder).glob("planes-*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no planes-*.safetensors; make them with python -m rodin_model.train.fit")
+    shards = [checkpoints.load_tensors(file)[0] for file in files]
+    return torch.cat([s["planes"] for s in shards]), torch.cat([s["avatars"] for s in shards]).tolist()
+
+
+def statistics(planes: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
+    """Mean planes [3, C, R, R] and standard deviation [3, C, 1, 1] around them, of planes [N, 3, C, R, R] in any dtype."""
+    mean = sum((part.double().sum(0) for part in planes.split(chunk)), torch.zeros(())) / len(planes)
+    squares = sum(((part.double() - mean) ** 2).sum(0) for part in planes.split(chunk))
+    return mean.float(), (squares / len(planes)).mean((-2, -1), keepdim=True).sqrt().float()  # type: ignore[union-attr]
+
+
+class Objective(nn.Module):
+    """The training loss as a module's forward, so that DDP can wrap it."""
+
+    def __init__(self, model: TriplaneDiffusion, loss: Callable[..., dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, step: int) -> dict[str, Tensor]:
+        """The named losses of one step; their sum is minimised."""
+        return self.loss(self.model, step)
+
+
+class DenoiserTrainer:
+    """One training run in a folder: `state/` to resume from, `stats.jsonl`, and the averaged model in `model/`."""
+
+    def __init__(self, output: str | Path, model: TriplaneDiffusion, settings: DenoiserSettings,
+                 losses: Callable[[TriplaneDiffusion, int], dict[str, Tensor]],
+                 device: str | torch.device = "cpu") -> None:
+        self.output, self.settings, self.device = Path(output), settings, torch.device(device)
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.model = model.to(self.device)
+        self.average = type(model)(model.config, model.noise, model.channels).to(self.device)
+        self.average.load_state_dict(model.state_dict())
+        self.average.requires_grad_(False)
+        self.optimizer = make_optimizer(self.model, settings.weight_decay)
+        self.step = load_training(self.output / "state", self._modules(), self.optimizer, dataclasses.asdict(settings))
+        self.objective: nn.Module = Objective(self.model, losses)
+        if self.world > 1:
+            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            self.objective = DistributedDataParallel(self.objective)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "average": self.average}
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step and one step of the moving average (EMA with a warm-up); returns the losses."""
+        settings = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.step, settings)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            losses = self.objective(self.step)
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        keep = min(settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
+        return {**{name: float(value.detach()) for name, value in losses.items()}, "gradient": float(norm)}
+
+    def save(self) -> None:
+        """Write the resume state and the averaged model, whole or not at all."""
+        if self.rank == 0:
+            save_training(self.output / "state", self.step, self._modules(), self.optimizer,
+                          dataclasses.asdict(self.settings))
+            self.average.save(self.output / "model")
+
+    def run(self, until: int | None = None, *, save_every: int = 500, log_every: int = 50) -> TriplaneDiffusion:
+        """Train to step `until` (the end without it) and save; returns the averaged model."""
+        until = self.settings.steps if until is None else min(until, self.settings.steps)
+        sums: dict[str, float] = {}
+        began = time.perf_counter()
+        bar = tqdm(total=until, initial=self.step, disable=None if self.rank == 0 else True, desc="train")
+        while self.step < until:
+            for name, value in self.train_step().items():
+                sums[name] = sums.get(name, 0.0) + value
+            bar.update()
+            if self.step % log_every == 0 and self.rank == 0:
+                means = {name: value / log_every for name, value in sums.items()}
+                log_stats(self.output / "stats.jsonl", self.step, {**means, "seconds": time.perf_counter() - began})
+                sums.clear()
+            if self.step % save_every == 0 and self.step < until:
+                self.save()
+        bar.close()
+        self.save()
+        return self.average

@@ -1,0 +1,124 @@
+"""`python -m rodin_model.train.upsample`: train the diffusion upsampler on pairs of coarse and fine planes.
+
+Two losses: on the planes, and on pictures, small patches rendered from the predicted and from the true planes
+(Rodin 3.3: planes alone do not guarantee good renders). Resumable like `rodin_model.train.base`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rodin_kernels import TinyDecoder, render_triplane
+from rodin_model.cameras import Camera, box_near_far
+from rodin_model.config import PRESETS, PlanesConfig
+from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import TriplaneDiffusion
+from rodin_model.train.base import arguments_of, settings_of
+from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
+from rodin_model.train.latents import Latents
+from rodin_model.upsampler import Upsampler, degrade, enlarge
+
+
+def patch_rays(rng: np.random.Generator, pixels: int, size: int = 192) -> tuple[Tensor, Tensor]:
+    """Rays of a random `pixels`^2 patch of a random view [1, pixels^2, 3]; two of three look at the face."""
+    yaw = float(rng.normal(0.0, 40.0)) if rng.random() < 2 / 3 else float(rng.uniform(-180, 180))
+    camera = Camera.orbit(yaw, float(rng.normal(5.0, 10.0)), size)
+    origins, directions = (r.view(size, size, 3) for r in camera.rays())
+    low, high = size // 6, size - pixels - size // 6  # the avatar stands in the middle
+    top, left = rng.integers(low, high + 1, 2)
+    part = (slice(top, top + pixels), slice(left, left + pixels))
+    return origins[part].reshape(1, -1, 3), directions[part].reshape(1, -1, 3)
+
+
+def picture_loss(predicted: Tensor, true: Tensor, decoder: TinyDecoder, config: PlanesConfig,
+                 rng: np.random.Generator, *, pixels: int = 32, samples: int = 48) -> Tensor:
+    """Mean absolute difference of one patch and of its differences between neighbours, planes [1, 3, C, R, R]."""
+    origins, directions = (r.to(predicted.device) for r in patch_rays(rng, pixels))
+    near, far = box_near_far(origins, directions)
+
+    def draw(planes: Tensor) -> Tensor:
+        picture = render_triplane(planes, origins, directions, decoder, near=near, far=far, num_samples=samples,
+                                  background=1.0, layout=config.layout, reduce=config.reduce,
+                                  align_corners=config.align_corners, padding_mode=config.padding_mode, outputs=("rgb",))
+        return picture.rgb.view(pixels, pixels, 3)
+
+    with torch.no_grad():
+        wanted = draw(true)
+    difference = draw(predicted) - wanted
+    return difference.abs().mean() + difference.diff(dim=0).abs().mean() + difference.diff(dim=1).abs().mean()
+
+
+class UpsampleLosses:
+    """The upsampler's losses: pairs drawn from (seed, step), coarse planes degraded, x0 loss and picture loss."""
+
+    def __init__(self, coarse: Tensor, fine: Tensor, avatars: Sequence[int], latents: Latents, decoder: TinyDecoder,
+                 config: PlanesConfig, coarse_statistics: tuple[Tensor, Tensor], settings: DenoiserSettings) -> None:
+        self.coarse, self.fine, self.avatars, self.latents = coarse, fine, avatars, latents
+        self.decoder, self.config, self.settings = decoder.requires_grad_(False), config, settings
+        self.coarse_mean, self.coarse_std = coarse_statistics
+
+    def __call__(self, model: TriplaneDiffusion, step: int) -> dict[str, Tensor]:
+        settings = self.settings
+        rng, generator = step_randomness(settings.seed, step)
+        rows = torch.from_numpy(rng.integers(0, len(self.fine), settings.batch))
+        z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, settings.text_share).to(model.mean)
+        small = (self.coarse[rows].float() - self.coarse_mean) / self.coarse_std
+        small = degrade(small, generator) * self.coarse_std + self.coarse_mean
+        cond = model.normalize(enlarge(small.to(model.mean), model.config.resolution))
+        clean = model.normalize(self.fine[rows].to(model.mean))
+        loss, prediction = model.training_loss(clean, z, generator, cond)
+        if not settings.image_weight:
+            return {"loss": loss}
+        with torch.autocast(model.mean.device.type, enabled=False):
+            pair = model.denormalize(torch.stack([prediction[0].float(), clean[0]]))
+            picture = picture_loss(pair[:1], pair[1:], self.decoder, self.config, rng)
+        return {"loss": loss, "picture": settings.image_weight * picture}
+
+
+def paired(coarse: tuple[Tensor, list[int]], fine: tuple[Tensor, list[int]]) -> tuple[Tensor, Tensor, list[int]]:
+    """The rows of both sets that show the same avatars, in the order of the fine set."""
+    where = {avatar: row for row, avatar in enumerate(coarse[1])}
+    rows = [row for row, avatar in enumerate(fine[1]) if avatar in where]
+    if not rows:
+        raise ValueError("--coarse and --fine have no avatar in common")
+    avatars = [fine[1][row] for row in rows]
+    return coarse[0][[where[avatar] for avatar in avatars]], fine[0][rows], avatars
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    from rodin_model.conditioning import TowerConditioner
+
+    parser = arguments_of(__doc__, "upsample")
+    parser.add_argument("--fine", required=True, help="folder of fine planes from rodin_model.train.fit")
+    parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
+    parser.set_defaults(batch=4, image_weight=1.0)
+    args = parser.parse_args(arguments)
+    try:
+        settings, preset = settings_of(args), PRESETS[args.preset]
+        everyone = all_planes(args.coarse)
+        coarse, fine, avatars = paired(everyone, all_planes(args.fine))
+        torch.manual_seed(settings.seed)
+        model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
+        model.set_statistics(*statistics(fine))
+        latents = Latents.load(args.latents, TowerConditioner.from_folder(args.towers))
+        losses = UpsampleLosses(coarse, fine, avatars, latents, load_decoder(args.decoder)[0], preset.planes,
+                                statistics(everyone[0]), settings)
+        trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
+        trainer.run(args.until, save_every=args.save_every)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

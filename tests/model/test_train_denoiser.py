@@ -1,0 +1,115 @@
+"""Training the diffusions: the same weights whether or not the run was stopped, and losses that fall."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from rodin_kernels import TinyDecoder
+from rodin_model import checkpoints
+from rodin_model.config import NoiseConfig, PlanesConfig, UNetConfig
+from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
+from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, rate, statistics, step_randomness
+from rodin_model.train.upsample import paired, patch_rays, picture_loss
+from torch import Tensor
+
+UNET = UNetConfig(resolution=8, in_channels=4, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
+                  cross_plane=(8,), head_channels=8, embedding=16, groups=4)
+SETTINGS = DenoiserSettings(steps=10, batch=4, learning_rate=1e-2, warmup=2, precision="fp32")
+
+
+def make_model() -> BaseDiffusion:
+    torch.manual_seed(0)
+    return BaseDiffusion(UNET, NoiseConfig(steps=20), 4)
+
+
+def losses(model: TriplaneDiffusion, step: int) -> dict[str, Tensor]:
+    rng, generator = step_randomness(0, step)
+    row = torch.from_numpy(rng.normal(size=(4, 3, 4, 1, 1)).astype(np.float32))
+    return {"loss": model.training_loss(row.expand(4, 3, 4, 8, 8), torch.zeros(4, 512), generator)[0]}
+
+
+def test_a_resumed_run_reaches_the_same_weights(tmp_path) -> None:
+    whole = DenoiserTrainer(tmp_path / "whole", make_model(), SETTINGS, losses)
+    whole.run()
+    DenoiserTrainer(tmp_path / "parts", make_model(), SETTINGS, losses).run(until=4)
+    resumed = DenoiserTrainer(tmp_path / "parts", make_model(), SETTINGS, losses)
+    assert resumed.step == 4
+    resumed.run()
+    for part in ("model", "average"):
+        for name, value in getattr(whole, part).state_dict().items():
+            assert torch.equal(value, getattr(resumed, part).state_dict()[name]), (part, name)
+
+
+def test_other_settings_are_refused(tmp_path) -> None:
+    DenoiserTrainer(tmp_path, make_model(), SETTINGS, losses).run(until=1)
+    with pytest.raises(ValueError, match="other settings"):
+        DenoiserTrainer(tmp_path, make_model(), dataclasses.replace(SETTINGS, learning_rate=1.0), losses)
+
+
+def test_training_lowers_the_loss_and_writes_a_model(tmp_path) -> None:
+    settings = dataclasses.replace(SETTINGS, steps=80)
+    trainer = DenoiserTrainer(tmp_path, make_model(), settings, losses)
+    trainer.run(log_every=10)
+    stats = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    assert stats[-1]["loss"] < 0.8 * stats[0]["loss"] and stats[-1]["step"] == 80
+    model = BaseDiffusion.from_folder(tmp_path / "model")
+    for p, q in zip(model.parameters(), trainer.average.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=2e-3)
+
+
+def test_the_average_follows_the_model(tmp_path) -> None:
+    trainer = DenoiserTrainer(tmp_path, make_model(), dataclasses.replace(SETTINGS, ema=0.0), losses)
+    trainer.train_step()
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), trainer.average.parameters(), strict=True))
+
+
+def test_rate_rises_stays_and_falls() -> None:
+    settings = DenoiserSettings(steps=100, warmup=10, cooldown=0.4, learning_rate=1.0)
+    assert [rate(step, settings) for step in (0, 9, 30, 60, 80)] == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.5])
+
+
+def test_statistics_are_those_of_the_whole_set() -> None:
+    planes = torch.randn(7, 3, 4, 5, 5) * 2 + torch.randn(3, 4, 5, 5)
+    mean, std = statistics(planes, chunk=3)
+    assert torch.allclose(mean, planes.mean(0), atol=1e-5)
+    assert torch.allclose(std, (planes - planes.mean(0)).square().mean((0, 3, 4))[..., None, None].sqrt(), atol=1e-5)
+
+
+def test_planes_of_all_shards_come_in_order(tmp_path) -> None:
+    for shard in (1, 0):
+        checkpoints.save_tensors(tmp_path / f"planes-{shard:05d}.safetensors", {
+            "planes": torch.full((2, 3, 1, 2, 2), float(shard)).half(), "avatars": torch.arange(2) + 2 * shard})
+    planes, avatars = all_planes(tmp_path)
+    assert avatars == [0, 1, 2, 3] and planes[:, 0, 0, 0, 0].tolist() == [0, 0, 1, 1]
+    with pytest.raises(FileNotFoundError, match="rodin_model.train.fit"):
+        all_planes(tmp_path / "nothing")
+
+
+def test_pairs_share_their_avatars() -> None:
+    coarse, fine = torch.arange(4.0).view(4, 1), torch.arange(2.0).view(2, 1)
+    a, b, avatars = paired((coarse, [5, 6, 7, 8]), (fine, [8, 6]))
+    assert a.flatten().tolist() == [3.0, 1.0] and b.flatten().tolist() == [0.0, 1.0] and avatars == [8, 6]
+    with pytest.raises(ValueError, match="no avatar in common"):
+        paired((coarse, [1, 2, 3, 4]), (fine, [8, 6]))
+
+
+def test_patches_lie_in_the_picture_and_repeat() -> None:
+    a, b = (patch_rays(np.random.default_rng(3), 16) for _ in range(2))
+    assert a[0].shape == a[1].shape == (1, 256, 3) and torch.equal(a[1], b[1])
+    assert torch.allclose(a[1].norm(dim=-1), torch.ones(1, 256), atol=1e-5)
+
+
+def test_picture_loss_sees_the_planes() -> None:
+    torch.manual_seed(0)
+    decoder = TinyDecoder(4, (8,))
+    true = torch.randn(1, 3, 4, 8, 8)
+    guess = (true + 0.5 * torch.randn_like(true)).requires_grad_()
+    loss = picture_loss(guess, true, decoder, PlanesConfig(channels=4), np.random.default_rng(0), pixels=8, samples=8)
+    loss.backward()
+    assert float(loss.detach()) > 0 and guess.grad.abs().max() > 0
+    same = picture_loss(true, true, decoder, PlanesConfig(channels=4), np.random.default_rng(0), pixels=8, samples=8)
+    assert float(same.detach()) == 0.0
