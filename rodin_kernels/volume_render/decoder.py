@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_flag, check_integer, check_number
+from .perceptron import ACTIVATIONS, mlp
 
-#: Activations of hidden layers.
-ACTIVATIONS = ("relu", "silu", "softplus", "leaky_relu")
-#: Density activations: softplus(x), softplus(x - 1) (EG3D), exp(x), and exp(x) with the gradient held finite (instant-ngp).
+#: Density activations: softplus(x), softplus(x - 1) (EG3D), exp(x), and exp(x) with a bounded gradient (instant-ngp).
 DENSITIES = ("softplus", "shifted_softplus", "exp", "trunc_exp")
 #: Colour activations: sigmoid, EG3D's sigmoid(x) * 1.002 - 0.001, or none.
 COLORS = ("sigmoid", "clamped_sigmoid", "none")
@@ -142,7 +141,8 @@ class TinyDecoder(nn.Module):
 
     def flat_parameters(self) -> list[Tensor]:
         """Weights and biases in the order in which `decode` takes them: density head first, layer by layer."""
-        return [p for layer in (*self.density_layers, *self.layers) for p in (layer.weight, layer.bias) if p is not None]
+        layers = (*self.density_layers, *self.layers)
+        return [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
 
     def forward(self, features: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Density and colour of points.
@@ -192,17 +192,6 @@ def decode(config: DecoderConfig, parameters: Sequence[Tensor], features: Tensor
     return density_of(config, out[..., 0]), color_of(config, color)
 
 
-def mlp(x: Tensor, parameters: Sequence[Tensor], activation: str, bias: bool) -> Tensor:
-    """Linear layers from a flat list of weights [and biases], an activation between them."""
-    step = 2 if bias else 1
-    count = len(parameters) // step
-    for i in range(count):
-        x = F.linear(x, parameters[i * step], parameters[i * step + 1] if bias else None)
-        if i < count - 1:
-            x = _ACTIVATE[activation](x)
-    return x
-
-
 def encode(x: Tensor, frequencies: int) -> Tensor:
     """(x, sin 2^0 x, cos 2^0 x, ..., cos 2^{L-1} x), [..., D] -> [..., D (1 + 2 L)]."""
     if not frequencies:
@@ -238,9 +227,6 @@ class _TruncExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * ctx.saved_tensors[0].clamp(max=TRUNC_EXP_LIMIT).exp()
-
-
-_ACTIVATE = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus, "leaky_relu": F.leaky_relu}
 
 
 def _layers(widths: Sequence[int], bias: bool) -> nn.ModuleList:
