@@ -66,6 +66,17 @@ class Summed(NamedTuple):
     t: Tensor | None = None
 
 
+class Found(NamedTuple):
+    """Decoded samples: flat places in rows [R, S], their rays, t, density [N], color [N, F], normals [N, 3] or None."""
+
+    where: Tensor
+    owner: Tensor
+    along: Tensor
+    sigma: Tensor
+    color: Tensor
+    normals: Tensor | None
+
+
 class Cells(NamedTuple):
     """One scene's occupancy made ready for look-ups: a flat table with an empty rim, its size, and the occupied box."""
 
@@ -152,54 +163,83 @@ def _meets(rays: Rays, cells: Cells) -> Tensor:
 
 def _march_rays(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: March, width: int) -> Summed:
     t, delta = _positions(rays, seed, how)
-    delta = delta * rays.directions.norm(dim=-1, keepdim=True)
-    where, sigma, color, normals = _shade(rays, t, delta, cells, field, how, width)
-    rows = sigma.new_zeros(t.numel()).index_copy(0, where, sigma).view(t.shape)
+    found = _shade(rays, t, delta, cells, field, how, width)
+    if how.weights or how.quadrature == "midpoint":
+        return _sum_rows(found, t, delta, how)
+    tau = found.sigma * _lengths_at(delta, found)
+    # one column more than steps, so that the running sum at a sample's own place is the thickness before it
+    places = found.where + found.owner
+    count, columns = t.shape[0], t.shape[1] + 1
+    rows = tau.new_zeros(count * columns).index_copy(0, places + 1, tau).view(count, columns)
+    light = torch.exp(-rows.cumsum(1).view(-1).index_select(0, places))
+    weights = light * -torch.expm1(-tau)
+    if how.stop_below > 0:
+        weights = torch.where(light >= how.stop_below, weights, 0.0)
+    return _summed(found, weights, count)
+
+
+def _sum_rows(found: Found, t: Tensor, delta: Tensor, how: March) -> Summed:
+    """The sums by way of weights in rows [R, S'], where neighbours are needed or the weights are wanted."""
+    rows = found.sigma.new_zeros(t.numel()).index_copy(0, found.where, found.sigma).view(t.shape)
     midpoint = how.quadrature == "midpoint"
-    weights, _ = volume_weights(0.5 * (rows[:, 1:] + rows[:, :-1]) if midpoint else rows, delta,
-                                stop_below=how.stop_below)
+    weights, _ = volume_weights(0.5 * (rows[:, 1:] + rows[:, :-1]) if midpoint else rows,
+                                delta.expand(-1, t.shape[1] - midpoint), stop_below=how.stop_below)
     along = 0.5 * (t[:, 1:] + t[:, :-1]) if midpoint else t
     shares = 0.5 * (F.pad(weights, (0, 1)) + F.pad(weights, (1, 0))) if midpoint else weights
-    share = shares.reshape(-1).index_select(0, where).unsqueeze(-1)
-    owner = where // max(t.shape[1], 1)
-    return Summed(
-        color.new_zeros(t.shape[0], width).index_add(0, owner, share * color),
-        (weights * along).sum(-1),
-        weights.sum(-1),
-        None if normals is None else normals.new_zeros(t.shape[0], 3).index_add(0, owner, share * normals),
-        weights if how.weights else None,
-        along if how.weights else None,
-    )
+    summed = _summed(found, shares.reshape(-1).index_select(0, found.where), t.shape[0])
+    return summed._replace(depth=(weights * along).sum(-1), opacity=weights.sum(-1),
+                           weights=weights if how.weights else None, t=along if how.weights else None)
+
+
+def _summed(found: Found, weights: Tensor, count: int) -> Summed:
+    """Sums along `count` rays of what was found, by its weights [N]."""
+    columns = [found.color, found.along.unsqueeze(-1), torch.ones_like(weights).unsqueeze(-1)]
+    columns += [] if found.normals is None else [found.normals]
+    values = torch.cat(columns, -1) * weights.unsqueeze(-1)
+    sums = values.new_zeros(count, values.shape[1]).index_add(0, found.owner, values)
+    color, depth, opacity, normals = sums.split([found.color.shape[1], 1, 1, values.shape[1] - found.color.shape[1] - 2], 1)
+    return Summed(color, depth.squeeze(1), opacity.squeeze(1), None if found.normals is None else normals)
 
 
 def _positions(rays: Rays, seed: Tensor | None, how: March) -> tuple[Tensor, Tensor]:
+    """t [R, S] and world lengths [R, S] ([R, S - 1] for midpoint, [R, 1] where all are the same)."""
+    speed = rays.directions.norm(dim=-1, keepdim=True)
     if rays.t is not None:
-        return rays.t, sample_lengths(rays.t, rays.far, how.quadrature)
+        return rays.t, sample_lengths(rays.t, rays.far, how.quadrature) * speed
     offsets = None if seed is None else hashed_uniform(seed, rays.numbers, how.num_samples)
     t, delta = bin_positions(rays.near, rays.far, how.num_samples, offsets)
-    return t, sample_lengths(t, rays.far, how.quadrature) if how.quadrature == "midpoint" else delta
+    if how.quadrature == "midpoint":
+        return t, sample_lengths(t, rays.far, how.quadrature) * speed
+    return t, delta[:, :1] * speed
 
 
-def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, how: March,
-           width: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Decode what may hold something: places in the rows [R, S] (flat), density, color and normals there."""
-    found: list[tuple[Tensor, ...]] = []
+def _lengths_at(delta: Tensor, found: Found) -> Tensor:
+    """The lengths of the found samples, [N]."""
+    if delta.shape[1] == 1:
+        return delta.reshape(-1).index_select(0, found.owner)
+    return delta.reshape(-1).index_select(0, found.where)
+
+
+def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, how: March, width: int) -> Found:
+    """Decode what may hold something."""
+    blocks: list[Found] = []
     live, thickness = None, torch.zeros_like(rays.near).detach()
     for first, last in _blocks(t.shape[1], how.stop_below):
         with torch.no_grad():
             where = _candidates(rays, t, live, first, last, cells)
-        found.append((where, *_decode_at(rays, t, where, field, how)))
+        blocks.append(_decode_at(rays, t, where, field, how))
         if how.stop_below > 0 and last < t.shape[1]:
             with torch.no_grad():
-                live = _open_rays(thickness, found[-1], delta, t.shape, (first, last), how)
+                live = _open_rays(thickness, blocks[-1], delta, t.shape[1], last, how)
                 if live.numel() == 0:
                     break
-    if not found:
-        like = rays.near
-        return like.new_zeros(0, dtype=torch.int64), like.new_zeros(0), like.new_zeros(0, width), (
-            like.new_zeros(0, 3) if how.normals else None)
-    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*found, strict=True)]
-    return joined[0], joined[1], joined[2], joined[3] if how.normals else None
+    if len(blocks) == 1:
+        return blocks[0]
+    if not blocks:
+        like, none = rays.near, rays.near.new_zeros(0, dtype=torch.int64)
+        return Found(none, none, like.new_zeros(0), like.new_zeros(0), like.new_zeros(0, width),
+                     like.new_zeros(0, 3) if how.normals else None)
+    return Found(*(None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True)))
 
 
 def _blocks(steps: int, stop_below: float) -> Iterator[tuple[int, int]]:
@@ -228,37 +268,36 @@ def _candidates(rays: Rays, t: Tensor, live: Tensor | None, first: int, last: in
     return (row if live is None else live.index_select(0, row)) * t.shape[1] + step + first
 
 
-def _decode_at(rays: Rays, t: Tensor, where: Tensor, field: Decode, how: March) -> tuple[Tensor, ...]:
-    """Density [N], color [N, F], and normals [N, 3] or their place, of the samples at flat places `where`."""
-    ray = where // t.shape[1]
-    seen = rays.directions.index_select(0, ray)
+def _decode_at(rays: Rays, t: Tensor, where: Tensor, field: Decode, how: March) -> Found:
+    """Decode the samples at flat places `where` of the rows [R, S]; outside the box their density is 0."""
+    owner = where // t.shape[1]
+    seen = rays.directions.index_select(0, owner)
     along = t.reshape(-1).index_select(0, where)
-    points = torch.addcmul(rays.origins.index_select(0, ray), along.unsqueeze(-1), seen)
-    inside = (points.detach().abs() <= 1).all(-1)
+    points = torch.addcmul(rays.origins.index_select(0, owner), along.unsqueeze(-1), seen)
+    inside = points.detach().abs().amax(-1) <= 1
     if not how.normals:
         sigma, color = field(points, seen)
-        return torch.where(inside, sigma, 0.0), color, inside
+        return Found(where, owner, along, torch.where(inside, sigma, 0.0), color, None)
     with torch.enable_grad():
         points = points if points.requires_grad else points.requires_grad_()
         sigma, color = field(points, seen)
         (slope,) = torch.autograd.grad(sigma.sum(), points, create_graph=True)
-    normals = F.normalize(-slope, dim=-1)
-    return torch.where(inside, sigma, 0.0), color, normals
+    return Found(where, owner, along, torch.where(inside, sigma, 0.0), color, F.normalize(-slope, dim=-1))
 
 
-def _open_rays(thickness: Tensor, found: tuple[Tensor, ...], delta: Tensor, shape: torch.Size,
-               block: tuple[int, int], how: March) -> Tensor:
-    """Rays that go on after a block, from their optical thickness so far, which is brought up to date."""
-    where, sigma = found[0], found[1].detach()
-    ray, step = where // shape[1], where % shape[1]
+def _open_rays(thickness: Tensor, found: Found, delta: Tensor, steps: int, last: int, how: March) -> Tensor:
+    """Rays that go on after a block, from their optical thickness so far, which is brought up to date.
+
+    With midpoint quadrature a sample's density enters with its share of the intervals that are complete; the open one
+    is left out, which can only close a ray later than its weights do.
+    """
     if how.quadrature == "midpoint":
-        # a sample's share of the intervals that are complete by now; what is still open can only close a ray later
-        lengths = 0.5 * (F.pad(delta.detach(), (0, 1)) + F.pad(delta.detach(), (1, 0)))
-        lengths[:, block[1] - 1] -= 0.5 * delta.detach()[:, block[1] - 1]
+        inner = delta.detach()
+        lengths = 0.5 * (F.pad(inner, (0, 1)) + F.pad(inner, (1, 0)))
+        lengths[:, last - 1] -= 0.5 * inner[:, last - 1]
     else:
         lengths = delta.detach()
-    tau = sigma * lengths[ray, step]
-    thickness.index_add_(0, ray, tau)
+    thickness.index_add_(0, found.owner, found.sigma.detach() * _lengths_at(lengths, found))
     return (torch.exp(-thickness) >= how.stop_below).nonzero().view(-1)
 
 
