@@ -8,7 +8,7 @@ gives, and is printed beside them.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoints
-from .avatars.attributes import CHOICES
+from rodin_model import checkpoints
+from rodin_model.avatars.attributes import CHOICES
+from rodin_model.config import from_dict, to_dict
 
 #: Where the shipped reader lies.
 SHIPPED = Path(__file__).parent / "pretrained" / "reader"
@@ -31,19 +32,18 @@ class ReaderConfig:
     widths: tuple[int, ...] = (32, 64, 96, 160)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or not 16 <= self.size <= 512:
+        if not 16 <= self.size <= 512:
             raise ValueError(f"size must be an integer from 16 to 512; got {self.size!r}")
-        if not 1 <= len(self.widths) <= 6 or not all(isinstance(w, int) and 1 <= w <= 1024 for w in self.widths):
+        if not 1 <= len(self.widths) <= 6 or not all(1 <= w <= 1024 for w in self.widths):
             raise ValueError(f"widths must be one to six integers from 1 to 1024; got {self.widths!r}")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ReaderConfig:
         """Read what `AttributeReader.save` wrote; ValueError for unknown keys or another list of attributes."""
-        if set(data) != {"size", "widths", "choices"}:
-            raise ValueError(f"a reader's config has size, widths and choices; got {', '.join(sorted(data))}")
-        if data["choices"] != {name: list(values) for name, values in CHOICES.items()}:
+        sizes = {name: value for name, value in data.items() if name != "choices"}
+        if data.get("choices") != {name: list(values) for name, values in CHOICES.items()}:
             raise ValueError("this reader was trained for other attributes than this version has; train it again")
-        return cls(size=data["size"], widths=tuple(data["widths"]))
+        return from_dict(cls, sizes)
 
 
 class AttributeReader(nn.Module):
@@ -100,8 +100,7 @@ class AttributeReader(nn.Module):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` (half precision) into `folder`."""
-        config = {**asdict(self.config), "choices": {name: list(values) for name, values in CHOICES.items()}}
-        config["widths"] = list(self.config.widths)
+        config = {**to_dict(self.config), "choices": CHOICES}
         checkpoints.save_component(folder, config, self.state_dict(), dtype=torch.float16)
 
     @classmethod

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from . import checkpoints
-from .portraits import to_picture
-from .provenance import Mark, picture_bytes
+from rodin_model import checkpoints
+from rodin_model.portraits import to_picture
+from rodin_model.provenance import Mark, picture_bytes
 
 _MARGIN = 6
 _FONT_SIZE = 12

@@ -1,0 +1,166 @@
+"""The evaluation counts rightly: a perfect model gets full marks, a wrong one does not, neighbours are found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rodin_model import evaluate
+from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
+from rodin_model.evaluation import scores
+from rodin_model.evaluation.neighbours import Neighbours, features, nearest_other
+from rodin_model.reader import AttributeReader, ReaderConfig
+
+SIZE = 16
+
+
+def picture_of(attributes: Attributes) -> Tensor:
+    """A stand-in for a picture [3, S, S]: pixel i says the value of attribute i."""
+    flat = torch.zeros(3 * SIZE * SIZE)
+    flat[:len(CHOICES)] = torch.tensor([attributes.label(name) / 20 for name in CHOICES])
+    flat[len(CHOICES):len(CHOICES) + 36] = torch.tensor(attributes.shape) / 10 + 0.5
+    return flat.view(3, SIZE, SIZE)
+
+
+class PerfectReader:
+    """Reads what `picture_of` wrote."""
+
+    config = ReaderConfig(size=SIZE)
+
+    def read(self, pictures: Tensor) -> list[dict[str, str]]:
+        """The value of every attribute."""
+        numbers = (pictures.flatten(1)[:, :len(CHOICES)] * 20).round().long().tolist()
+        return [{name: values[row[i]] for i, (name, values) in enumerate(CHOICES.items())} for row in numbers]
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """The pixels themselves."""
+        return pictures.flatten(1)
+
+
+class Pipe:
+    """Makes avatars that are true, from a list that the test gives, whatever it is asked for."""
+
+    def __init__(self, avatars: Sequence[Attributes]) -> None:
+        self.waiting, self.index, self.calls = list(avatars), SimpleNamespace(name="fake"), []
+
+    def set_progress_bar_config(self, **_: Any) -> None:
+        """Nothing to set."""
+
+    def __call__(self, prompt: Sequence[str] = (), image: Sequence[Tensor] = (), num_avatars_per_prompt: int = 1,
+                 **settings: Any) -> SimpleNamespace:
+        rows = len(prompt) or len(image) or num_avatars_per_prompt
+        self.calls.append((list(prompt), len(image), settings["generator"]))
+        made, self.waiting = self.waiting[:rows], self.waiting[rows:]
+        draw = [SimpleNamespace(rgb=picture_of(a).permute(1, 2, 0)) for a in made]
+        return SimpleNamespace(avatars=[SimpleNamespace(render=lambda camera, outputs, d=d: d) for d in draw])
+
+
+@pytest.fixture(autouse=True)
+def drawn_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """True pictures cost a second each; the stand-ins cost nothing."""
+    def fronts(avatars: Sequence[Attributes], size: int, what: str = "") -> Tensor:
+        return torch.stack([picture_of(a) for a in avatars])
+
+    monkeypatch.setattr(evaluate, "true_fronts", fronts)
+    monkeypatch.setattr("rodin_model.evaluation.neighbours.true_fronts", fronts)
+
+
+def run(made: Sequence[Attributes], section: str, avatars: Sequence[Attributes]) -> evaluate.Section:
+    """One section of the report for a model that makes `made` when asked for `avatars`."""
+    sampler = evaluate.Sampler(Pipe(made), evaluate.Options(size=SIZE))
+    truth = torch.stack([picture_of(a) for a in avatars])
+    return getattr(evaluate, f"evaluate_{section}")(sampler, PerfectReader(), avatars, truth)
+
+
+@pytest.mark.parametrize("section", ["text", "portraits"])
+def test_a_perfect_model_gets_full_marks_and_a_wrong_one_does_not(section: str) -> None:
+    avatars = evaluate.held_out(20)
+    right = run(avatars, section, avatars)
+    wrong = run([*avatars[1:], avatars[0]], section, avatars)
+    for perfect in (right.metrics["result"], right.metrics["reader"], wrong.metrics["reader"]):
+        assert all(row["shown"] == 1.0 for row in perfect.values())
+    assert wrong.metrics["result"]["all"]["shown"] < 0.7
+    assert 0.2 < right.metrics["result"]["all"]["chance"] < 0.6
+    assert "these 7" in right.text and len(right.pictures) == 1
+
+
+def test_every_avatar_has_a_seed_of_its_own() -> None:
+    pipe = Pipe(evaluate.held_out(20))
+    evaluate.Sampler(pipe, evaluate.Options(size=SIZE, seed=3)).fronts("", prompts=[str(i) for i in range(20)])
+    seeds = [g.initial_seed() for _, _, generators in pipe.calls for g in generators]
+    assert [len(prompts) for prompts, _, _ in pipe.calls] == [16, 4]
+    assert len(set(seeds)) == 20
+
+
+def test_counts_by_hand() -> None:
+    shares = {name: dict.fromkeys(values, 0.0) for name, values in CHOICES.items()}
+    shares["hat"] = {"none": 0.7, "cap": 0.1, "beanie": 0.1, "fedora": 0.1}
+    shown = [{"hat": "cap"}, {"hat": "none"}, {"hat": "fedora"}]
+    wanted = [{"hat": ("cap", "beanie")}, {"hat": ("cap",)}, {}]
+    counts = scores.count(shown, wanted, shares)
+    assert (counts["hat"].named, counts["hat"].shown) == (2, 1)
+    assert counts["hat"].chance == pytest.approx(0.15)
+    assert scores.plain(counts) == {"hat": pytest.approx({"asked": 2, "shown": 0.5, "chance": 0.15}),
+                                    "these 7": pytest.approx({"asked": 2, "shown": 0.5, "chance": 0.15}),
+                                    "all": pytest.approx({"asked": 2, "shown": 0.5, "chance": 0.15})}
+    with pytest.raises(ValueError, match="3 pictures for 2 requests"):
+        scores.count(shown, wanted[:2], shares)
+
+
+def test_chance_is_what_random_avatars_would_fulfil() -> None:
+    shares = scores.frequencies(2000)
+    assert all(sum(s.values()) == pytest.approx(1) for s in shares.values())
+    drawn = [sample_attributes(5_000_000 + i) for i in range(2000)]
+    words = [{name: getattr(a, name) for name in CHOICES} for a in drawn]
+    counts = scores.count(words, [{"hat": ("none",), "facial_hair": ("goatee", "full beard")}] * 2000, shares)
+    assert counts["hat"].rate == pytest.approx(counts["hat"].chance, abs=0.04)
+    assert counts["facial_hair"].rate == pytest.approx(counts["facial_hair"].chance, abs=0.04)
+
+
+def test_what_cannot_be_seen_is_not_asked_of_a_portrait() -> None:
+    hidden = sample_attributes(1, glasses="sunglasses", hair_style="bald", facial_hair="none")
+    assert not {"eye_color", "eye_shape", "hair_color"} & set(scores.wanted_of(hidden))
+    assert scores.wanted_of(hidden)["glasses"] == ("sunglasses",)
+
+
+def test_a_copy_of_a_training_avatar_is_found_out(tmp_path: Path) -> None:
+    reader, training = PerfectReader(), [sample_attributes(i) for i in range(12)]
+    Neighbours.of(reader, range(12)).save(tmp_path)
+    known = Neighbours.load(tmp_path)
+    sampler = evaluate.Sampler(Pipe([training[7], *evaluate.held_out(3)]), evaluate.Options(size=SIZE, noise=4))
+    truth = torch.stack([picture_of(a) for a in evaluate.held_out(4)])
+    section = evaluate.evaluate_noise(sampler, reader, truth, known)
+    assert section.metrics["smallest_to_training"] < 0.01 < section.metrics["held_out_smallest_to_training"]
+    distance, who = known.nearest(features(reader, picture_of(training[7])[None]))
+    assert who == [training[7]] and distance < 0.01
+
+
+def test_the_nearest_other_is_never_the_point_itself() -> None:
+    points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    torch.testing.assert_close(nearest_other(points), torch.tensor([1.0, 18.0 ** 0.5, 1.0]))
+
+
+def test_the_phrasings_are_well_formed() -> None:
+    entries = json.loads(evaluate.PHRASINGS.read_text(encoding="utf-8"))
+    assert len(entries) >= 30 and len({entry["text"] for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry["accepts"]
+        for name, accepted in entry["accepts"].items():
+            assert set(accepted) <= set(CHOICES[name]), entry["text"]
+
+
+def test_missing_parts_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    AttributeReader(ReaderConfig(size=SIZE, widths=(4,))).save(tmp_path / "reader")
+    out = str(tmp_path / "out")
+    for arguments in (["--reader", str(tmp_path / "nothing")], ["--reader", str(tmp_path / "reader"), "--noise", "1"],
+                      ["--reader", str(tmp_path / "reader"), "--quick", "--model", str(tmp_path / "nothing")]):
+        assert evaluate.main(["--output-dir", out, *arguments]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: "), error
