@@ -14,19 +14,25 @@ from torch import Tensor
 from ..layouts import RODIN, plane_axes
 
 
-def texel_position(coordinate: Tensor, size: int, align_corners: bool, padding_mode: str) -> Tensor:
-    """Where a coordinate falls on a line of `size` texels, 0 being the centre of the first; padding already applied.
+def unpadded_position(coordinate: Tensor, size: int, align_corners: bool) -> Tensor:
+    """Where a coordinate falls on a line of `size` texels, 0 being the centre of the first.
 
         align_corners: (x + 1) (size - 1) / 2, so that -1 and 1 are the centres of the outer texels
         otherwise:     (x + 1) size / 2 - 1/2, so that -1 and 1 are the outer edges of the outer texels
-
-    "zeros" leaves positions outside alone, "border" moves them to the nearest outer texel, "reflection" folds them
-    back; the latter two send what is not a number to texel 0, as grid_sample does. Differentiable; the slope is 0 where
-    a position was moved to the border.
     """
-    position = (coordinate + 1) * ((size - 1) / 2) if align_corners else (coordinate + 1) * (size / 2) - 0.5
+    return (coordinate + 1) * ((size - 1) / 2) if align_corners else (coordinate + 1) * (size / 2) - 0.5
+
+
+def texel_position(coordinate: Tensor, size: int, align_corners: bool, padding_mode: str) -> Tensor:
+    """Where on a line of `size` texels a coordinate reads, after padding.
+
+    "zeros" moves positions outside to the nearest one that reads nothing, -1 or `size`, and keeps what is not a number;
+    "border" moves them to the nearest outer texel, "reflection" folds them back, and these two send what is not a
+    number to texel 0, as grid_sample does. Differentiable; the slope is 0 where a position was moved.
+    """
+    position = unpadded_position(coordinate, size, align_corners)
     if padding_mode == "zeros":
-        return position
+        return position.clamp(-1, size)
     if padding_mode == "reflection":
         position = _reflect(position, 0.0, size - 1.0) if align_corners else _reflect(position, -0.5, size - 0.5)
     inner = (position > 0) & (position < size - 1)
@@ -51,7 +57,7 @@ def _line_corners(position: Tensor, size: int, mode: str) -> list[tuple[Tensor, 
         pairs = [(first, 1 - fraction), (first + 1, fraction)]
     else:
         pairs = [(first, torch.ones_like(position))]
-    # what is not a number becomes index 0 and keeps its weight, which is not a number either
+    # what is not a number reads texel 0 with a weight that is not a number either; the nearest texel to it is none
     clean = [(texel.detach().nan_to_num(0.0 if mode == "bilinear" else -1.0), weight) for texel, weight in pairs]
     return [(texel.clamp(0, size - 1).long(), weight * ((texel >= 0) & (texel < size))) for texel, weight in clean]
 

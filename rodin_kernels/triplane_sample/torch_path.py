@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .reference import texel_position
+from .reference import texel_position, unpadded_position
 
-#: Points handled at once: forward (their indices, weights and features fit the level-2 cache) and backward (memory).
-FORWARD_CHUNK = 8192
-BACKWARD_CHUNK = 1 << 18
+#: Points whose indices and weights are computed at once: they stay in the level-2 cache, and each elementwise operation
+#: stays below the size from which torch splits it between threads, which costs more than it brings here.
+CHUNK = 8192
+#: Points that are sorted at once for the planes' gradient; bounds its memory to about 60 MB.
+SORTED_CHUNK = 1 << 18
 
 
 class Scheme(NamedTuple):
@@ -55,11 +57,14 @@ class Scheme(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The texels that points read along one axis: 1 or 2 indices and weights, and the weights' slopes if asked for."""
+    """What points read along an axis: the first texel, and the weights of 2 texels (1 if nearest) with their slopes."""
 
-    indices: tuple[Tensor, ...]
+    first: Tensor
     weights: tuple[Tensor, ...]
     slopes: tuple[Tensor, ...]
+
+
+Lines = list[tuple[Line, Line]]
 
 
 def compute_dtype(planes: torch.dtype, points: torch.dtype) -> torch.dtype:
@@ -74,15 +79,14 @@ def sample(planes: Tensor, points: Tensor, tangent: Tensor | None, scheme: Schem
     """
     dtype, (batch, count, _), channels = compute_dtype(planes.dtype, points.dtype), points.shape, planes.shape[2]
     table, stride = _table(planes, dtype, scheme)
-    total, bags = batch * count, scheme.planes if separate else 1
-    out = torch.empty(total * bags, channels, dtype=dtype, device=planes.device)
-    for start, stop, flat, along in _point_chunks(points, tangent, FORWARD_CHUNK, dtype):
-        size = stop - start
-        indices, weights = _bag_memory((size, scheme.planes * scheme.corners), _index_dtype(table.shape[0]), flat)
-        lines = _lines(flat, scheme, indices.dtype, along, with_slopes=along is not None)
-        _fill_indices(indices.unbind(1), lines, scheme, _first_rows(start, stop, count, stride, indices))
+    bags = scheme.planes if separate else 1
+    out = torch.empty(batch * count * bags, channels, dtype=dtype, device=planes.device)
+    for start, stop, flat, along in _point_chunks(points, tangent, dtype):
+        lines = _lines(flat, scheme, _index_dtype(table), along, with_slopes=along is not None)
+        indices = _indices(lines, scheme, _first_rows(start, stop, count, stride, flat), (stop - start) * bags)
+        weights = torch.empty(stop - start, scheme.planes * scheme.corners, dtype=dtype, device=flat.device)
         _fill_weights(weights.unbind(1), lines, scheme, "value" if along is None else "tangent")
-        out[start * bags:stop * bags] = _weighted_rows(table, indices.view(size * bags, -1), weights)
+        out[start * bags:stop * bags] = _weighted_rows(table, indices, weights)
     return out.view(batch, count, *((scheme.planes,) if separate else ()), channels)
 
 
@@ -90,27 +94,26 @@ def point_gradient(grad: Tensor, planes: Tensor, points: Tensor, tangent: Tensor
                    separate: bool) -> Tensor:
     """Gradient [B, N, 3] of the points from that of the features; with a tangent, its derivative along the tangent."""
     dtype, (batch, count, _), channels = compute_dtype(planes.dtype, points.dtype), points.shape, planes.shape[2]
-    table, stride = _table(planes, dtype, scheme)
-    rows = grad.reshape(batch * count, scheme.planes if separate else 1, channels)
     out = torch.zeros(batch * count, 3, dtype=dtype, device=planes.device)
     if scheme.mode == "nearest":
         return out.view(batch, count, 3)
-    for start, stop, flat, along in _point_chunks(points, tangent, FORWARD_CHUNK, dtype):
+    table, stride = _table(planes, dtype, scheme)
+    rows = grad.reshape(batch * count, scheme.planes if separate else 1, channels)
+    for start, stop, flat, along in _point_chunks(points, tangent, dtype):
         size = stop - start
-        indices, weights = _bag_memory((size, scheme.planes * scheme.corners), _index_dtype(table.shape[0]), flat)
-        lines = _lines(flat, scheme, indices.dtype, None, with_slopes=True)
-        _fill_indices(indices.unbind(1), lines, scheme, _first_rows(start, stop, count, stride, indices))
-        for side, rule in ((0, "column slope"), (1, "row slope")) if along is None else ((2, "mixed"),):
+        lines = _lines(flat, scheme, _index_dtype(table), None, with_slopes=True)
+        indices = _indices(lines, scheme, _first_rows(start, stop, count, stride, flat), size * scheme.planes)
+        weights = torch.empty(size, scheme.planes * scheme.corners, dtype=dtype, device=flat.device)
+        for side, rule in ((0, "column slope"), (1, "row slope")) if along is None else ((0, "mixed"),):
             _fill_weights(weights.unbind(1), lines, scheme, rule)
-            slope = _weighted_rows(table, indices.view(size * scheme.planes, -1), weights).view(size, -1, channels)
-            dots = slope.mul_(rows[start:stop]).sum(-1)
-            for plane in range(scheme.planes):
-                column, row = scheme.axes[2 * plane:2 * plane + 2]
+            slopes = _weighted_rows(table, indices, weights).view(size, scheme.planes, channels)
+            dots = slopes.mul_(rows[start:stop]).sum(-1).unbind(1)
+            for dot, column, row in zip(dots, scheme.axes[::2], scheme.axes[1::2], strict=True):
                 if along is None:
-                    out[start:stop, (column, row)[side]] += dots[:, plane]
+                    out[start:stop, (column, row)[side]] += dot
                 else:
-                    out[start:stop, column] += dots[:, plane] * along[:, row]
-                    out[start:stop, row] += dots[:, plane] * along[:, column]
+                    out[start:stop, column] += dot * along[:, row]
+                    out[start:stop, row] += dot * along[:, column]
     return out.view(batch, count, 3)
 
 
@@ -118,15 +121,14 @@ def plane_gradient(grad: Tensor, points: Tensor, tangent: Tensor | None, scheme:
                    batch: int) -> Tensor:
     """Gradient [batch, P, C, H, W] of the planes, stored channels-last, from that of the features; batch is 1 or B."""
     dtype, count, channels = compute_dtype(grad.dtype, points.dtype), points.shape[1], grad.shape[-1]
-    rows = grad.reshape(-1, channels).to(dtype)
+    rows, flat = grad.reshape(-1, channels).to(dtype), points.reshape(-1, 3)
+    along = None if tangent is None else tangent.reshape(-1, 3)
     per_point = scheme.planes if separate else 1
-    chunks = list(_gradient_chunks(batch, points.shape[0], count))
+    chunks = list(_sorted_chunks(batch, points.shape[0], count, scheme.rows))
     out = rows.new_zeros(batch * scheme.rows if len(chunks) != 1 else 0, channels)
-    flat, along = points.reshape(-1, 3), None if tangent is None else tangent.reshape(-1, 3)
     for first, last, start, stop in chunks:
-        part = _sorted_rows(
-            rows[start * per_point:stop * per_point], flat[start:stop].to(dtype),
-            None if along is None else along[start:stop].to(dtype), scheme, separate, last - first)
+        part = _sorted_rows(rows[start * per_point:stop * per_point], flat[start:stop],
+                            None if along is None else along[start:stop], scheme, separate, last - first)
         if len(chunks) == 1:
             out = part
         else:
@@ -136,19 +138,39 @@ def plane_gradient(grad: Tensor, points: Tensor, tangent: Tensor | None, scheme:
 
 def _sorted_rows(rows: Tensor, points: Tensor, tangent: Tensor | None, scheme: Scheme, separate: bool,
                  sets: int) -> Tensor:
-    """Sum of the weighted feature gradients `rows` in every texel of `sets` sets of planes with as many points each."""
+    """Sum of the weighted feature gradients `rows` in every texel of `sets` sets of planes with as many points each.
+
+    A key holds the texel's row plus one in its upper 32 bits; below them the place of its weight, whose lower `bits`
+    are the point. No two keys are equal, so that any sort gives the same order of addition in every texel.
+    """
     size, corners = points.shape[0], scheme.planes * scheme.corners
-    keys, weights = _bag_memory((corners, size), _index_dtype(sets * scheme.rows), points)
-    lines = _lines(points, scheme, keys.dtype, tangent, with_slopes=tangent is not None)
-    _fill_indices(keys.unbind(0), lines, scheme, _first_rows(0, size, size // sets, scheme.rows * (sets > 1), keys))
-    _fill_weights(weights.unbind(0), lines, scheme, "value" if tangent is None else "tangent")
-    ordered, order = torch.sort(keys.view(-1), stable=True)
-    offsets = functional.pad(torch.bincount(ordered, minlength=sets * scheme.rows).cumsum(0), (1, 0))
-    source = order % size
+    bits = max(size - 1, 1).bit_length()
+    keys = torch.empty(corners, size, dtype=torch.int64, device=points.device)
+    weights = torch.empty(corners, 1 << bits, dtype=rows.dtype, device=points.device)
+    stride = scheme.rows if sets > 1 else 0
+    for start, stop, flat, along in _point_chunks(points, tangent, rows.dtype):
+        lines = _lines(flat, scheme, torch.int64, along, with_slopes=along is not None)
+        place = torch.arange(start, stop, device=points.device)
+        first = _first_rows(start, stop, size // sets, stride, flat)
+        for k, (base, offset) in enumerate(_corners(lines, scheme, first)):
+            torch.add(place, base, alpha=1 << 32, out=keys[k, start:stop]).add_(((offset + 1) << 32) + (k << bits))
+        _fill_weights(weights[:, start:stop].unbind(0), lines, scheme, "value" if tangent is None else "tangent")
+    ordered = _sort(keys.view(-1))
+    place = ordered & ((1 << 32) - 1)
+    ends = torch.bincount(ordered >> 32, minlength=sets * scheme.rows + 1).cumsum(0)
+    source = place & ((1 << bits) - 1)
     if separate:
-        source = source * scheme.planes + order // (size * scheme.corners)
-    return functional.embedding_bag(source, rows, offsets, mode="sum", include_last_offset=True,
-                                    per_sample_weights=weights.view(-1)[order])
+        source = source.mul_(scheme.planes).add_((place >> bits).div_(scheme.corners, rounding_mode="floor"))
+    return functional.embedding_bag(source, rows, ends, mode="sum", include_last_offset=True,
+                                    per_sample_weights=weights.view(-1).index_select(0, place))
+
+
+def _sort(keys: Tensor) -> Tensor:
+    """The keys in ascending order; on a CPU by numpy, whose vectorised sort is several times faster than torch's."""
+    if keys.device.type != "cpu":
+        return torch.sort(keys).values
+    keys.numpy().sort()
+    return keys
 
 
 def _weighted_rows(table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
@@ -166,33 +188,30 @@ def _table(planes: Tensor, dtype: torch.dtype, scheme: Scheme) -> tuple[Tensor, 
     return rows.view(planes.shape[0] * scheme.rows, planes.shape[2]), scheme.rows * (planes.shape[0] > 1)
 
 
-def _index_dtype(rows: int) -> torch.dtype:
-    return torch.int32 if rows < 2**31 else torch.int64
-
-
-def _bag_memory(shape: tuple[int, int], index_dtype: torch.dtype, like: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty(shape, dtype=index_dtype, device=like.device), like.new_empty(shape)
+def _index_dtype(table: Tensor) -> torch.dtype:
+    return torch.int32 if table.shape[0] < 2**31 else torch.int64
 
 
 def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _point_chunks(points: Tensor, tangent: Tensor | None, size: int,
+def _point_chunks(points: Tensor, tangent: Tensor | None,
                   dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
-    """The points of the whole batch in chunks: start, stop, points [n, 3] and tangents [n, 3] in `dtype`."""
+    """All points in chunks: start, stop, points [n, 3] and tangents [n, 3] in `dtype`; on a GPU in one."""
     flat, along = points.reshape(-1, 3), None if tangent is None else tangent.reshape(-1, 3)
-    for start, stop in _chunks(flat.shape[0], flat.shape[0] if points.is_cuda else size):
+    for start, stop in _chunks(flat.shape[0], flat.shape[0] if points.is_cuda else CHUNK):
         yield start, stop, flat[start:stop].to(dtype), None if along is None else along[start:stop].to(dtype)
 
 
-def _gradient_chunks(batch: int, many: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+def _sorted_chunks(batch: int, many: int, count: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
     """Ranges of batch entries with ranges of their points: first, last, start, stop; entries together where small."""
     if batch == 1:
-        yield from ((0, 1, start, stop) for start, stop in _chunks(many * count, BACKWARD_CHUNK))
+        yield from ((0, 1, start, stop) for start, stop in _chunks(many * count, SORTED_CHUNK))
         return
-    for first, last in _chunks(batch, max(1, BACKWARD_CHUNK // max(count, 1))):
-        for start, stop in _chunks((last - first) * count, BACKWARD_CHUNK):
+    together = max(1, min(SORTED_CHUNK // max(count, 1), (2**31 - 2) // rows))
+    for first, last in _chunks(batch, together):
+        for start, stop in _chunks((last - first) * count, SORTED_CHUNK):
             yield first, last, first * count + start, first * count + stop
 
 
@@ -201,72 +220,99 @@ def _first_rows(start: int, stop: int, count: int, stride: int, like: Tensor) ->
     if stride == 0 or start // count == (stop - 1) // count:
         return start // count * stride if stride else 0
     entry = torch.arange(start, stop, device=like.device).div_(count, rounding_mode="floor")
-    return entry.mul_(stride).to(like.dtype)
+    return entry.mul_(stride)
 
 
 def _lines(points: Tensor, scheme: Scheme, index_dtype: torch.dtype, tangent: Tensor | None,
-           with_slopes: bool) -> list[tuple[Line, Line]]:
+           with_slopes: bool) -> Lines:
     """For each axis of points [n, 3] what is read along a row and along a column; computed once for square planes."""
-    coordinates = points.t().contiguous()
+    coordinates = points.new_empty(3, points.shape[0])
+    for axis in range(3):
+        coordinates[axis] = points[:, axis]
     speed = None if tangent is None else tangent.t()
-    both = [_line(coordinates, size, scheme, index_dtype, speed, with_slopes)
-            for size in sorted({scheme.width, scheme.height}, reverse=scheme.width > scheme.height)]
-    return [(_of_axis(both[0], axis), _of_axis(both[-1], axis)) for axis in range(3)]
-
-
-def _of_axis(line: Line, axis: int) -> Line:
-    return Line(*(tuple(t[axis] for t in part) for part in line))
+    across = _line(coordinates, scheme.width, scheme, index_dtype, speed, with_slopes)
+    down = across
+    if scheme.height != scheme.width:
+        down = _line(coordinates, scheme.height, scheme, index_dtype, speed, with_slopes)
+    return list(zip(across, down, strict=True))
 
 
 def _line(coordinate: Tensor, size: int, scheme: Scheme, index_dtype: torch.dtype, speed: Tensor | None,
-          with_slopes: bool) -> Line:
-    """Texels read by `coordinate` [3, n] on lines of `size` texels; slopes are times `speed` [3, n] if given."""
+          with_slopes: bool) -> list[Line]:
+    """Texels read by each `coordinate` [3, n] on a line of `size` texels; slopes are times `speed` [3, n] if given.
+
+    The two texels are always neighbours on the line, also for positions outside, where the hat weights
+    max(0, 1 - |position - texel|) are zero by themselves: no masks. What is not a number reads texel 0.
+    """
     position = texel_position(coordinate, size, scheme.align_corners, scheme.padding_mode)
     if scheme.mode == "nearest":
-        texel = position.round().nan_to_num_(-1.0).clamp_(-1, size)
+        texel = position.round().nan_to_num_(-1.0)
         inside = ((texel >= 0) & (texel < size)).to(position.dtype)
-        slopes = (torch.zeros_like(inside),) if with_slopes else ()
-        return Line((texel.clamp_(0, size - 1).to(index_dtype),), (inside,), slopes)
-    texel = position.floor()
-    fraction = position - texel
-    # outside by at least one texel is all that matters; what is not a number reads texel 0 with a weight that is none
-    texel.clamp_(-2, size).nan_to_num_(0.0)
-    first, second = (texel >= 0) & (texel < size), (texel >= -1) & (texel < size - 1)
-    slopes = ()
+        return _by_axis(texel.clamp_(0, size - 1).to(index_dtype), [inside], [torch.zeros_like(inside)])
+    first = position.floor().clamp_(0, max(size - 2, 0)).nan_to_num_(0.0)
+    offset = position.sub_(first)
+    weights = [_hat(offset), _hat(offset - 1)]
+    slopes = []
     if with_slopes:
         slope = _slope(coordinate, size, scheme)
         slope = slope if speed is None else slope * speed
-        slopes = (-slope * first, slope * second)
-    low = texel.to(index_dtype)
-    return Line((low.clamp(0, size - 1), low.add_(1).clamp_(0, size - 1)),
-                ((1 - fraction).mul_(first), fraction.mul_(second)), slopes)
+        slopes = [_hat_slope(offset) * slope, _hat_slope(offset - 1) * slope]
+    if size == 1:
+        for line in (weights, slopes):
+            line[1:] = [torch.zeros_like(w) for w in line[1:]]
+    return _by_axis(first.to(index_dtype), weights, slopes)
+
+
+def _by_axis(first: Tensor, weights: list[Tensor], slopes: list[Tensor]) -> list[Line]:
+    by_axis = [zip(*(t.unbind(0) for t in part), strict=True) if part else ((), (), ()) for part in (weights, slopes)]
+    return [Line(*parts) for parts in zip(first.unbind(0), *by_axis, strict=True)]
+
+
+def _hat(offset: Tensor) -> Tensor:
+    return (1 - offset.abs()).clamp_(min=0)
+
+
+def _hat_slope(offset: Tensor) -> Tensor:
+    """Derivative of the hat, at its corners the one from the right, as floor makes it."""
+    return ((offset >= -1) & (offset < 0)).to(offset.dtype) - ((offset >= 0) & (offset < 1)).to(offset.dtype)
 
 
 def _slope(coordinate: Tensor, size: int, scheme: Scheme) -> Tensor:
     """Derivative of `texel_position` with respect to the coordinate."""
-    scale = (size - 1) / 2 if scheme.align_corners else size / 2
+    slope = torch.full_like(coordinate, (size - 1) / 2 if scheme.align_corners else size / 2)
+    position = unpadded_position(coordinate, size, scheme.align_corners)
     if scheme.padding_mode == "zeros":
-        return torch.full_like(coordinate, scale)
+        return torch.where((position < -1) | (position > size), 0.0, slope)
     moved = texel_position(coordinate, size, scheme.align_corners, scheme.padding_mode)
-    slope = torch.full_like(coordinate, scale)
-    if scheme.padding_mode == "reflection":
-        low = 0.0 if scheme.align_corners else -0.5
-        distance = texel_position(coordinate, size, scheme.align_corners, "zeros") - low
-        backwards = torch.floor(distance.abs() / (size - 1 - 2 * low)) % 2 == 1
-        slope = torch.where(backwards ^ (distance < 0), -slope, slope)
+    if scheme.padding_mode == "reflection" and size > 1:
+        low, span = (0.0, size - 1) if scheme.align_corners else (-0.5, size)
+        backwards = torch.floor((position - low).abs() / span) % 2 == 1
+        slope = torch.where(backwards ^ (position < low), -slope, slope)
     return torch.where((moved > 0) & (moved < size - 1), slope, 0.0)
 
 
-def _fill_indices(indices: Sequence[Tensor], lines: list[tuple[Line, Line]], scheme: Scheme,
-                  first: Tensor | int) -> None:
-    """Write the table row of every corner k of every point into `indices[k]` [n]."""
-    corner = iter(indices)
+def _corners(lines: Lines, scheme: Scheme, first: Tensor | int) -> Iterator[tuple[Tensor, int]]:
+    """The table row of every corner of every plane: a tensor [n] that the corners of a plane share, and an offset."""
+    across, down = min(1, scheme.width - 1), scheme.width * min(1, scheme.height - 1)
+    corners = (0, across, down, down + across) if scheme.mode == "bilinear" else (0,)
     for plane in range(scheme.planes):
         columns, rows = lines[scheme.axes[2 * plane]][0], lines[scheme.axes[2 * plane + 1]][1]
-        for row in rows.indices:
-            start = (row * scheme.width).add_(first).add_(plane * scheme.height * scheme.width)
-            for column in columns.indices:
-                torch.add(start, column, out=next(corner))
+        base = torch.add(columns.first, rows.first, alpha=scheme.width)
+        start = plane * scheme.height * scheme.width
+        if isinstance(first, Tensor):
+            base += first
+        else:
+            start += first
+        yield from ((base, start + corner) for corner in corners)
+
+
+def _indices(lines: Lines, scheme: Scheme, first: Tensor | int, bags: int) -> Tensor:
+    """The table rows of all corners of all points, [bags, rows of a bag]."""
+    base = lines[0][0].first
+    indices = torch.empty(base.shape[0], scheme.planes * scheme.corners, dtype=base.dtype, device=base.device)
+    for target, (row, offset) in zip(indices.unbind(1), _corners(lines, scheme, first), strict=True):
+        torch.add(row, offset, out=target)
+    return indices.view(bags, -1)
 
 
 def _fill_weights(weights: Sequence[Tensor], lines: list[tuple[Line, Line]], scheme: Scheme, rule: str) -> None:
