@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rodin_model.avatars import dataset
+from rodin_model.config import PlanesConfig
 from rodin_model.fit import FitConfig, coarse_start, fine_start, fit_planes
 from rodin_model.fit_data import Cloud, Views
 from rodin_model.pipeline import RodinPipeline
@@ -30,12 +31,13 @@ def measure_fits(pipe: RodinPipeline, count: int, seed: int, data: Path | None =
     With `planes`, all that `rodin_model.train.fit fine` wrote there for the data set `data` is measured; without, the
     first avatars of `data`, or of a data set drawn from `seed`, are fitted now (one shard of them at most).
     """
+    config = config_of(pipe)
     scores: list[dict[str, float]] = []
     strips: list[Tensor] = []
     if planes is not None and data is not None:
         for file in sorted(planes.glob("planes-*.safetensors")):
             shard = int(file.stem.split("-")[1])
-            found = judge(load_planes(planes, shard)[0], pipe.decoder, load_shard(data, shard)[1], FitConfig())
+            found = judge(load_planes(planes, shard)[0], pipe.decoder, load_shard(data, shard)[1], config)
             scores, strips = scores + found[0], strips + found[1]
     else:
         with TemporaryDirectory() as place:
@@ -45,17 +47,24 @@ def measure_fits(pipe: RodinPipeline, count: int, seed: int, data: Path | None =
             cloud, views = load_shard(data or Path(place), 0)
         for row in tqdm(range(min(count, len(cloud.points))), desc="fitting", disable=None):
             one, seen = Cloud(*(t[row:row + 1] for t in cloud)), Views(*(t[row:row + 1] for t in views))
-            found = judge(fit(pipe, one, seen, row), pipe.decoder, seen, FitConfig())
+            found = judge(fit(pipe, one, seen, row, config), pipe.decoder, seen, config)
             scores, strips = scores + found[0], strips + found[1]
     if not scores:
         raise ValueError(f"there are no fits in {planes}")
     return _report(scores, strips)
 
 
-def fit(pipe: RodinPipeline, cloud: Cloud, views: Views, number: int) -> Tensor:
+def config_of(pipe: RodinPipeline) -> FitConfig:
+    """How the training set was fitted, for planes of the sizes and conventions that the pipeline's have."""
+    read = pipe.conventions
+    planes = PlanesConfig(pipe.mean.shape[1], pipe.mean.shape[-1], pipe.base.config.resolution, tuple(read["layout"]),
+                          read["reduce"], read["align_corners"], read["padding_mode"])
+    return FitConfig(planes=planes)
+
+
+def fit(pipe: RodinPipeline, cloud: Cloud, views: Views, number: int, config: FitConfig) -> Tensor:
     """Planes [A, 3, C, R, R] of held-out avatars: coarse, then fine, as the training set was fitted."""
-    config, ids = FitConfig(), range(number, number + len(cloud.points))
-    mean, device = pipe.mean, pipe.device
+    ids, mean, device = range(number, number + len(cloud.points)), pipe.mean, pipe.device
     cloud, views = Cloud(*(t.to(device) for t in cloud)), Views(*(t[:, :-HELD_OUT].to(device) for t in views))
     start = coarse_start(mean, config.planes.coarse_resolution).expand(len(ids), -1, -1, -1, -1)
     coarse = fit_planes(start, pipe.decoder, cloud, config.coarse, config, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from rodin_model import evaluate
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
-from rodin_model.evaluation import scores
+from rodin_model.evaluation import fits, scores
 from rodin_model.evaluation.neighbours import Neighbours, features, nearest_other
+from rodin_model.fit import StageConfig
+from rodin_model.pipeline import RodinPipeline
 from rodin_model.reader import AttributeReader, ReaderConfig
 
 SIZE = 16
@@ -154,6 +157,44 @@ def test_the_phrasings_are_well_formed() -> None:
         assert entry["accepts"]
         for name, accepted in entry["accepts"].items():
             assert set(accepted) <= set(CHOICES[name]), entry["text"]
+
+
+def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    AttributeReader(ReaderConfig(size=SIZE, widths=(4,))).save(tmp_path / "reader")
+    out = tmp_path / "out"
+    assert evaluate.main(["--model", str(tiny_model_dir), "--reader", str(tmp_path / "reader"), "--quick", "--count", "2",
+                          "--noise", "2", "--fits", "0", "--device", "cpu", "--output-dir", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in ("Words to avatar", "Portrait to", "Hand-written", "Noise to avatar"))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["model"] == "tiny" and metrics["text"]["result"]["all"]["asked"] > 0
+    sheets = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png"}
+    assert all(b"trainedAlgorithmicMedia" in data for data in sheets.values())
+
+
+def test_fits_are_measured_on_views_that_they_did_not_see(tiny_model_dir: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
+    stage = StageConfig(steps=3, points=64, rate=0.01, rays=32, first_ray=1, samples=8)
+    config = dataclasses.replace(fits.config_of(pipe), coarse=stage, fine=stage, bfloat16=False)
+    assert (config.planes.channels, config.planes.resolution, config.planes.coarse_resolution) == (4, 16, 8)
+    monkeypatch.setattr(fits, "config_of", lambda pipe: config)
+    monkeypatch.setattr(fits, "SIZE", 24)
+    monkeypatch.setattr(fits, "VIEWS", 4)
+    seen: list[int] = []
+    fit_planes = fits.fit_planes
+
+    def watched(*arguments: Any, views: Any = None, **named: Any) -> Tensor:
+        seen.append(0 if views is None else views.rgb.shape[1])
+        return fit_planes(*arguments, views=views, **named)
+
+    monkeypatch.setattr(fits, "fit_planes", watched)
+    text, metrics, pictures = fits.measure_fits(pipe, 1, seed=1)
+    assert seen == [0, 2]
+    assert metrics["avatars"] == 1 and 0 < metrics["psnr"] < 99 and "PSNR" in text
+    assert pictures["fit.png"].size == (3 * 24, 2 * 24)
 
 
 def test_missing_parts_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
