@@ -1,0 +1,338 @@
+"""The cascade behind one call: words, a portrait or noise to z, z to coarse planes, coarse planes to an avatar."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from tqdm import tqdm
+
+from rodin_model.checkpoints import tensor_shapes
+from rodin_model.conditioning import Conditioner, TowerConditioner
+from rodin_model.config import LATENT_SIZE, from_dict
+from rodin_model.decoder import load_decoder, save_decoder
+from rodin_model.diffusion import BaseDiffusion
+from rodin_model.files import read_json, write_json
+from rodin_model.latent_prior import LatentPrior
+from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
+from rodin_model.portraits import read_portrait, to_tensor
+from rodin_model.prompts import check_prompt
+from rodin_model.provenance import SOURCE_TYPE, software
+from rodin_model.seeds import noise_seeds, stage_generator
+from rodin_model.triplane import Avatar
+from rodin_model.upsampler import Upsampler
+
+if TYPE_CHECKING:
+    from rodin_kernels import TinyDecoder
+
+T = TypeVar("T")
+
+#: Pixels at which a portrait is handed to the conditioner, which resizes it to its own size.
+PORTRAIT_SIZE = 256
+#: The words that an edit starts from, where the avatar does not know its own.
+NEUTRAL = "a person"
+
+#: Called after every denoising step with (pipeline, steps done in this stage, "base" or "upsampler", {"planes": ...}).
+StepCallback = Callable[["RodinPipeline", int, str, dict[str, Tensor]], None]
+
+
+class RodinPipelineOutput(NamedTuple):
+    """What a call gives: `avatars`, in the order of prompts or portraits, those of one prompt side by side."""
+
+    avatars: list[Avatar]
+
+
+class RodinPipeline:
+    """Words, a portrait or noise to 3D avatars.
+
+    The parts are public: `conditioner` (words and pictures to z), `prior` (noise to z), `base` and `upsampler` (z to
+    planes), `decoder` with `conventions` (how planes are read). `batch_size` samples run together: 1 on a CPU, where
+    more gain nothing, so that a sample's bits do not depend on its neighbours; 8 elsewhere.
+    """
+
+    def __init__(self, conditioner: Conditioner, prior: LatentPrior, base: BaseDiffusion, upsampler: Upsampler,
+                 decoder: TinyDecoder, mean: Tensor, conventions: dict[str, Any],
+                 index: ModelIndex | None = None) -> None:
+        self.conditioner, self.prior, self.base, self.upsampler = conditioner, prior, base, upsampler
+        self.decoder, self.mean, self.conventions = decoder, mean, conventions
+        self.index = index or ModelIndex()
+        self.batch_size: int | None = None
+        self._progress_bar: dict[str, Any] = {}
+        for part in self._modules():
+            part.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu",
+                        conditioner: Conditioner | None = None) -> RodinPipeline:
+        """Load a model: None for the one in the package, a folder, or a hub id "owner/name" (needs a network).
+
+        `conditioner` replaces the model's towers, for models that were trained on another one, such as CLIP.
+        Nothing in the folder is run as code, and what its settings ask for must agree with its tensors before memory is
+        taken. Raises FileNotFoundError if there is no such model, ValueError naming what is damaged or does not fit.
+        """
+        folder = find_model(path)
+        index = from_dict(ModelIndex, read_json(folder / INDEX_FILE))
+        towers = conditioner or _load_part(TowerConditioner.from_folder, folder / "towers")
+        prior = _load_part(LatentPrior.from_folder, folder / "prior")
+        base = _load_part(BaseDiffusion.from_folder, folder / "base")
+        upsampler = _load_part(Upsampler.from_folder, folder / "upsampler")
+        pipe = cls(towers, prior, base, upsampler, *_load_part(load_decoder, folder / "decoder"), index)
+        return pipe.to(device)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model as `from_pretrained` reads it: one sub-folder for each part, `model_index.json` last."""
+        folder = Path(folder)
+        if isinstance(self.conditioner, TowerConditioner):  # others stay where they came from
+            self.conditioner.save(folder / "towers")
+        self.prior.save(folder / "prior")
+        self.base.save(folder / "base")
+        self.upsampler.save(folder / "upsampler")
+        save_decoder(folder / "decoder", self.decoder, self.mean, self.conventions)
+        write_json(folder / INDEX_FILE, dataclasses.asdict(self.index))
+
+    def to(self, device: str | torch.device) -> RodinPipeline:
+        """Move every part to `device`; returns the pipeline itself."""
+        for part in self._modules():
+            part.to(device)
+        self.mean = self.mean.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.base.parameters()).device
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Arguments for tqdm, such as `disable=True`."""
+        self._progress_bar = options
+
+    @torch.no_grad()
+    def __call__(self, prompt: str | Sequence[str] | None = None, image: Any = None, *,
+                 num_inference_steps: int | None = None, guidance_scale: float | None = None,
+                 upsampler_steps: int | None = None,
+                 generator: torch.Generator | Sequence[torch.Generator] | None = None,
+                 num_avatars_per_prompt: int = 1, z: Tensor | None = None,
+                 callback_on_step_end: StepCallback | None = None) -> RodinPipelineOutput:
+        """Make avatars from words, portraits, latents, or (with none of them) from noise.
+
+        Args:
+            prompt: a text or a list of texts, each of at most 1000 characters.
+            image: a file name, a PIL picture or a tensor [3, H, W] in [0, 1] on white, or a list of these.
+            num_inference_steps, guidance_scale, upsampler_steps: None for what the model's index recommends.
+            generator: where seeds come from; one for all avatars, or one each. An avatar depends on its own seed only.
+            num_avatars_per_prompt: how many avatars are made of each prompt, portrait or latent, 1 to 1000.
+            z: latents [B, 512] of unit length, instead of prompt and image.
+            callback_on_step_end: see `StepCallback`.
+
+        Every avatar's `metadata` holds z, its noise seed and these settings, which `edit` and `interpolate` use.
+        Raises ValueError if more than one of prompt, image and z is given, or one of them cannot be used.
+        """
+        if sum(given is not None for given in (prompt, image, z)) > 1:
+            raise ValueError("give a prompt, an image or z, not more than one of them")
+        if not 1 <= num_avatars_per_prompt <= 1000:
+            raise ValueError(f"num_avatars_per_prompt must lie between 1 and 1000; got {num_avatars_per_prompt}")
+        prompts = _checked_prompts(prompt)
+        images = _checked_images(image)
+        rows = len(prompts) or len(images) or (1 if z is None else len(z))
+        seeds = noise_seeds(generator, rows * num_avatars_per_prompt)
+        latents = self._latents(prompts, images, z, seeds, num_avatars_per_prompt)
+        facts = [{"prompt": text} if text else {} for text in prompts or [""] * rows
+                 for _ in range(num_avatars_per_prompt)]
+        avatars = self._make(latents, seeds, facts, self._settings(num_inference_steps, guidance_scale,
+                                                                   upsampler_steps), callback_on_step_end)
+        return RodinPipelineOutput(avatars)
+
+    @torch.no_grad()
+    def edit(self, avatar: Avatar, text: str, *, strength: float | None = None, source: str = NEUTRAL,
+             num_inference_steps: int | None = None, guidance_scale: float | None = None,
+             upsampler_steps: int | None = None, callback_on_step_end: StepCallback | None = None) -> Avatar:
+        """The same avatar with what `text` says ("blonde hair"), changed by `strength` (1: as far as the words go).
+
+            z' = |z| normalize(z + strength (z(text) - z(source)))      (Rodin, section 3.5)
+
+        The noise stays, and with it the person. An avatar without a latent is looked at from the front first.
+        """
+        text = check_prompt(text, "the edit")
+        strength = self.index.edit_strength if strength is None else strength
+        z = self._latent_of(avatar)
+        target, start = (self._encode_text(words)[0] for words in (text, source))
+        moved = z + strength * (target - start)
+        moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
+        kept = {name: value for name, value in avatar.metadata.items() if name in ("prompt", "edits")}
+        facts = {**kept, "edits": [*kept.get("edits", []), text]}
+        settings = self._settings(num_inference_steps, guidance_scale, upsampler_steps, avatar.metadata)
+        return self._make(moved[None], [_seed_of(avatar)], [facts], settings, callback_on_step_end)[0]
+
+    @torch.no_grad()
+    def interpolate(self, a: Avatar, b: Avatar, n: int, *, callback_on_step_end: StepCallback | None = None,
+                    ) -> list[Avatar]:
+        """`n` avatars on the way from `a` to `b`, both included: z on the great circle between theirs.
+
+        Where the noise of the two differs, each step is made with both and the planes are blended.
+        """
+        if n < 2:
+            raise ValueError(f"n must be at least 2, the two ends; got {n}")
+        shares = [i / (n - 1) for i in range(n)]
+        za, zb = self._latent_of(a), self._latent_of(b)
+        z = torch.stack([slerp(za, zb, share) for share in shares])
+        settings = self._settings(None, None, None, a.metadata)
+        first = self._make(z, [_seed_of(a)] * n, [{} for _ in shares], settings, callback_on_step_end)
+        if _seed_of(a) == _seed_of(b):
+            return first
+        last = self._make(z, [_seed_of(b)] * n, [{} for _ in shares], settings, callback_on_step_end)
+        return [dataclasses.replace(x, planes=torch.lerp(x.planes, y.planes, share))
+                for x, y, share in zip(first, last, shares, strict=True)]
+
+    def _modules(self) -> list[torch.nn.Module]:
+        parts = (self.conditioner, self.prior, self.base, self.upsampler, self.decoder)
+        return [part for part in parts if isinstance(part, torch.nn.Module)]
+
+    def _settings(self, steps: int | None, guidance: float | None, upsampler_steps: int | None,
+                  before: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What the caller said; else how the avatar was made; else what the model recommends."""
+        said = {"num_inference_steps": steps, "guidance_scale": guidance, "upsampler_steps": upsampler_steps}
+        return {name: next(v for v in (value, (before or {}).get(name), getattr(self.index, name)) if v is not None)
+                for name, value in said.items()}
+
+    def _encode_text(self, text: str) -> Tensor:
+        return self.conditioner.encode_text([text]).float()
+
+    def _latents(self, prompts: list[str], images: list[Tensor], z: Tensor | None, seeds: list[int],
+                 each: int) -> Tensor:
+        """One row of z for every seed: [len(seeds), 512]. Rows are encoded singly, so that neighbours change no bit."""
+        if prompts:
+            rows = torch.cat([self._encode_text(text) for text in prompts]).repeat_interleave(each, 0)
+            return self._from_prior(seeds, rows) if self.index.text_prior else rows
+        if images:
+            rows = torch.cat([self.conditioner.encode_image(picture[None].to(self.device)) for picture in images])
+            return rows.repeat_interleave(each, 0)
+        if z is None:
+            return self._from_prior(seeds, None)
+        if z.ndim != 2 or z.shape[1] != LATENT_SIZE or not len(z) or not bool(z.isfinite().all()):
+            raise ValueError(f"z must be finite numbers [B, {LATENT_SIZE}]; got {tuple(z.shape)}")
+        return z.to(self.device, torch.float32).repeat_interleave(each, 0)
+
+    def _from_prior(self, seeds: list[int], text_z: Tensor | None) -> Tensor:
+        rows = [self.prior.sample([stage_generator(seed, "latent")], None if text_z is None else text_z[i:i + 1])
+                for i, seed in enumerate(seeds)]
+        return torch.cat(rows).float()
+
+    def _latent_of(self, avatar: Avatar) -> Tensor:
+        z = avatar.metadata.get("z")
+        if isinstance(z, Tensor) and z.shape == (LATENT_SIZE,):
+            return z.to(self.device, torch.float32)
+        front = avatar.turntable(1, PORTRAIT_SIZE, background=1.0)
+        return self.conditioner.encode_image(front.permute(0, 3, 1, 2).to(self.device)).float()[0]
+
+    def _make(self, z: Tensor, seeds: list[int], facts: list[dict[str, Any]], settings: dict[str, Any],
+              callback: StepCallback | None) -> list[Avatar]:
+        """z [B, 512] with one noise seed a row through both diffusions."""
+        size = self.batch_size or (1 if self.device.type == "cpu" else 8)
+        steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
+        batches = -(-len(z) // size)
+        avatars: list[Avatar] = []
+        with tqdm(**{"total": batches * (steps + fine_steps), "desc": "avatar", "leave": False,
+                     **self._progress_bar}) as bar:
+
+            def report(stage: str) -> Callable[[int, int, Tensor], None]:
+                def progress(done: int, _: int, planes: Tensor) -> None:
+                    bar.update()
+                    if callback is not None:
+                        callback(self, done, stage, {"planes": planes})
+                return progress
+
+            for start in range(0, len(z), size):
+                part, some = z[start:start + size], seeds[start:start + size]
+                coarse = self.base.sample(part, generators=[stage_generator(s, "base") for s in some], steps=steps,
+                                          guidance_scale=settings["guidance_scale"], progress=report("base"))
+                fine = self.upsampler.sample(coarse, part, generators=[stage_generator(s, "upsampler") for s in some],
+                                             steps=fine_steps, progress=report("upsampler"))
+                for planes, row, seed, fact in zip(fine, part, some, facts[start:], strict=False):
+                    avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed}))
+        return avatars
+
+    def _avatar(self, planes: Tensor, metadata: dict[str, Any]) -> Avatar:
+        layout = tuple(self.conventions["layout"])
+        marked = {"digital_source_type": SOURCE_TYPE, "generator": software(), "model": self.index.name, **metadata}
+        return Avatar(planes.contiguous(), self.decoder, layout, self.conventions["reduce"],  # type: ignore[arg-type]
+                      self.conventions["align_corners"], self.conventions["padding_mode"], marked)
+
+
+class _Budget(TorchFunctionMode):
+    """While a part is built, it may ask for no more memory than its files fill, and some for buffers."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        shapes = [shape for path in folder.glob("*.safetensors") for shape in tensor_shapes(path).values()]
+        self.folder, self.left = folder, 2 * sum(map(math.prod, shapes)) + 2**22
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand):
+            size = args[0] if args and not isinstance(args[0], int) else [n for n in args if isinstance(n, int)]
+            self.left -= math.prod(size)
+            if self.left < 0:
+                raise ValueError(f"{self.folder / 'config.json'} asks for more than the tensors beside it hold")
+        return func(*args, **(kwargs or {}))
+
+
+def _load_part(read: Callable[[Path], T], folder: Path) -> T:
+    with _Budget(folder):
+        return read(folder)
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """From `a` (share 0) to `b` (share 1), both [D], along the great circle; lengths change linearly."""
+    unit_a, unit_b = a / a.norm().clamp_min(1e-8), b / b.norm().clamp_min(1e-8)
+    angle = torch.arccos((unit_a * unit_b).sum().clamp(-1, 1))
+    length = torch.lerp(a.norm(), b.norm(), share)
+    if float(angle.sin()) < 1e-4:
+        return torch.lerp(a, b, share)
+    mixed = (torch.sin((1 - share) * angle) * unit_a + torch.sin(share * angle) * unit_b) / angle.sin()
+    return length * mixed
+
+
+def _checked_prompts(prompt: str | Sequence[str] | None) -> list[str]:
+    if prompt is None:
+        return []
+    prompts = [check_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+    if not prompts:
+        raise ValueError("the list of prompts is empty")
+    return prompts
+
+
+def _checked_images(image: Any) -> list[Tensor]:
+    """Tensors [3, H, W] float32 in [0, 1] from one or several file names, PIL pictures or such tensors."""
+    if image is None:
+        return []
+    several = isinstance(image, list | tuple) or (isinstance(image, Tensor) and image.ndim == 4)
+    images = [_picture_tensor(item) for item in (image if several else [image])]
+    if not images:
+        raise ValueError("the list of images is empty")
+    return images
+
+
+def _picture_tensor(item: Any) -> Tensor:
+    if isinstance(item, Tensor):
+        if item.ndim != 3 or item.shape[0] != 3 or not item.is_floating_point():
+            raise ValueError(f"an image tensor must be floating point [3, H, W]; got {item.dtype} {tuple(item.shape)}")
+        return item.float()
+    if isinstance(item, str | os.PathLike):
+        item = read_portrait(item)
+    if not isinstance(item, Image):
+        raise TypeError(f"an image must be a file name, a PIL picture or a tensor; got {type(item).__name__}")
+    return to_tensor(item, PORTRAIT_SIZE)
+
+
+def _seed_of(avatar: Avatar) -> int:
+    seed = avatar.metadata.get("noise_seed", 0)
+    if not isinstance(seed, int):
+        raise ValueError(f"the avatar's noise_seed must be an integer; got {seed!r}")
+    return seed
