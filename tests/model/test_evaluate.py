@@ -163,8 +163,8 @@ def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path
                                                   capsys: pytest.CaptureFixture[str]) -> None:
     AttributeReader(ReaderConfig(size=SIZE, widths=(4,))).save(tmp_path / "reader")
     out = tmp_path / "out"
-    assert evaluate.main(["--model", str(tiny_model_dir), "--reader", str(tmp_path / "reader"), "--quick", "--count", "2",
-                          "--noise", "2", "--fits", "0", "--device", "cpu", "--output-dir", str(out)]) == 0
+    arguments = ["--model", str(tiny_model_dir), "--reader", str(tmp_path / "reader"), "--output-dir", str(out)]
+    assert evaluate.main([*arguments, "--quick", "--count", "2", "--noise", "2", "--fits", "0", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert all(title in printed for title in ("Words to avatar", "Portrait to", "Hand-written", "Noise to avatar"))
     metrics = json.loads((out / "metrics.json").read_text())
