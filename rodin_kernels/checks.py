@@ -59,7 +59,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 def check_integer(name: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
     """`value` as an int, if it is a whole number (no bool) between `least` and `most`, both included."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     if (least is not None and value < least) or (most is not None and value > most):
         raise ValueError(f"{name} must be {_interval(least, most)}; got {value}")

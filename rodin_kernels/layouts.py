@@ -59,8 +59,8 @@ def cross_sources(layout: Sequence[str]) -> tuple[tuple[tuple[int, int], tuple[i
     The line along a is that plane's mean over the axis that the first plane does not show.
 
     Returns:
-        For each plane two pairs (source plane, dimension to average): -2 averages the source's rows, leaving a line along
-        its columns; -1 averages its columns. Each of the six lines is used exactly once.
+        For each plane two pairs (source plane, dimension to average): -2 averages over the source's rows and leaves a
+        line along its columns, -1 averages over its columns. Each of the six lines is used exactly once.
 
     Raises:
         ValueError: the layout lacks one of the planes xy, xz, yz (in either order), as EG3D's does.
@@ -70,8 +70,8 @@ def cross_sources(layout: Sequence[str]) -> tuple[tuple[tuple[int, int], tuple[i
     if len(pairs) < 3:
         missing = [a + b for a, b in ("xy", "xz", "yz") if frozenset((_AXES.index(a), _AXES.index(b))) not in pairs]
         raise ValueError(
-            f"layout {tuple(layout)!r} has no plane {' and no plane '.join(missing)}, so some axes have no second plane to "
-            f"take a line from; the 3D-aware convolution needs all of xy, xz, yz (EG3D_FIXED = {EG3D_FIXED} repairs EG3D)"
+            f"layout {tuple(layout)!r} has no plane {' and no plane '.join(missing)}, so an axis has no second plane "
+            f"to take a line from; the 3D-aware convolution needs xy, xz and yz, as EG3D_FIXED = {EG3D_FIXED} has them"
         )
 
     def source(target: int, axis: int) -> tuple[int, int]:

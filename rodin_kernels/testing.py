@@ -89,7 +89,7 @@ def poisoned() -> Iterator[None]:
 
         return poisoned_empty
 
-    saved = {(torch, name): getattr(torch, name) for name in _EMPTIES}
+    saved: dict[tuple[Any, str], Callable[..., Tensor]] = {(torch, name): getattr(torch, name) for name in _EMPTIES}
     saved |= {(Tensor, name): getattr(Tensor, name) for name in ("new_empty", "new_empty_strided")}
     try:
         for (owner, name), function in saved.items():

@@ -20,8 +20,8 @@ class RolloutConv(nn.Module):
         in_channels: C, channels of each plane.
         out_channels: O.
         kernel_size: k; any whole number, usually 1, 3 or 5.
-        stride, padding, transposed, layout, backend: as in `rollout_conv`; `padding=None` is half the kernel, which keeps
-            the size at stride 1 and odd k.
+        stride, padding, transposed, layout, backend: as in `rollout_conv`; `padding=None` is half the kernel, which
+            keeps the size at stride 1 and odd k.
         bias: whether a bias is added.
         separate: a weight and bias for each plane, instead of one shared by the three.
         device, dtype: of the parameters.
@@ -58,9 +58,9 @@ class RolloutConv(nn.Module):
         self.layout: Layout = check_layout(layout)
         cross_sources(self.layout)
         lead = (3, out_channels) if separate else (out_channels,)
-        options = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(*lead, 3 * in_channels, kernel_size, kernel_size, **options))
-        self.bias = nn.Parameter(torch.empty(lead, **options)) if bias else None
+        shape = (*lead, 3 * in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(lead, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

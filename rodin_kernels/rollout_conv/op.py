@@ -46,8 +46,8 @@ def rollout_conv(
     built: the lines' two thirds collapse, exactly, into line convolutions, 3 / (1 + 2 / R) times fewer operations.
 
     Args:
-        planes: [B, 3, C, R, R], any strides (channels-last is the fast storage); or three tensors [B, C, H_p, W_p] whose
-            sizes agree on the length of each axis. Any range.
+        planes: [B, 3, C, R, R], any strides (channels-last is the fast storage), any range; or three tensors
+            [B, C, H_p, W_p] whose sizes agree on the length of each axis.
         weight: [O, 3C, k, k] shared by the planes, or [3, O, 3C, k, k], one for each; the 3C slots are [own plane, line
             along the columns, line along the rows]. The same order when `transposed`.
         bias: [O] with a shared weight, [3, O] with one for each plane.
@@ -63,9 +63,9 @@ def rollout_conv(
         [B, O, H'_p, W'_p]. R' = floor((R + 2 padding - k) / stride) + 1, transposed (R - 1) stride - 2 padding + k +
         stride - 1.
 
-    Differentiable in planes, weight and bias, any number of times; saves planes and weight for the backward. float16,
-    bfloat16, float32 and float64, one for all arguments; inside torch.autocast the arguments are cast to its dtype. Sums
-    are accumulated in at least float32.
+    Differentiable in planes, weight and bias, any number of times; saves planes and weight for the backward. Takes
+    float16, bfloat16, float32 and float64, one for all arguments; inside torch.autocast the arguments are cast to its
+    dtype. Sums are accumulated in at least float32.
 
     Raises:
         TypeError: an argument is no tensor, not floating, or of another dtype than the rest.
@@ -101,8 +101,8 @@ def _checked_planes(planes: Tensor | Sequence[Tensor], layout: Sequence[str]) ->
         check_shape("planes", planes, (None, 3, None, None, None), "[B, 3, C, R, R]")
         if planes.shape[3] != planes.shape[4]:
             raise ValueError(
-                f"planes [B, 3, C, H, W] must be square, since each axis is rows of one plane and columns of another; got "
-                f"{list(planes.shape)}. Pass three tensors [B, C, H, W] for axes of different lengths"
+                "planes [B, 3, C, H, W] must be square, since their axes run along the rows of some and the columns of "
+                f"others; got {list(planes.shape)}. Pass three tensors [B, C, H, W] for axes of different lengths"
             )
         return [planes]
     if not isinstance(planes, Sequence) or len(planes) != 3:
@@ -117,8 +117,8 @@ def _checked_planes(planes: Tensor | Sequence[Tensor], layout: Sequence[str]) ->
         for axis, size in ((column, plane.shape[3]), (row, plane.shape[2])):
             if lengths.setdefault(axis, size) != size:
                 raise ValueError(
-                    f"planes must agree on the length of each axis; {'xyz'[axis]} has {lengths[axis]} elements in one and "
-                    f"{size} in plane {name!r} (columns, then rows, in {tuple(layout)})"
+                    f"planes must agree on the length of each axis; {'xyz'[axis]} has {lengths[axis]} elements in one "
+                    f"and {size} in plane {name!r} (columns, then rows, in {tuple(layout)})"
                 )
     return list(planes)
 
@@ -139,12 +139,13 @@ def _check_weight(parts: list[Tensor], stacked: bool, weight: Tensor, bias: Tens
         for size in part.shape[-2:]:
             if size < 1 or step.output_size(size, weight.shape[-1]) < 1:
                 raise ValueError(
-                    f"planes of size {list(part.shape[-2:])} are too small for a kernel of {weight.shape[-1]} with stride "
-                    f"{step.stride} and padding {step.padding}: nothing would be left"
+                    f"planes of size {list(part.shape[-2:])} are too small for a kernel of {weight.shape[-1]} with "
+                    f"stride {step.stride} and padding {step.padding}: nothing would be left"
                 )
 
 
 def _describe(value: Any) -> str:
+    """What came instead, in words."""
     return f"{len(value)} of them" if isinstance(value, Sequence) else type(value).__name__
 
 
@@ -153,7 +154,8 @@ def _autocast(
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """The arguments in autocast's dtype where it is on; as PyTorch's own operators do, float64 is left alone."""
     device = weight.device.type
-    if not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
+    known = torch.amp.is_autocast_available(device)  # the meta device, for one, has no autocast to ask about
+    if not known or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return parts, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return [part.to(dtype) for part in parts], weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -25,7 +25,7 @@ def rollout_conv_reference(
 
         y_p = conv2d([x_p, line along the columns, line along the rows]; weight_p) + bias_p
 
-    Any device and floating dtype; differentiable any number of times. Arguments are checked by `rollout_conv`, not here.
+    Any device and floating dtype; differentiable any number of times. `rollout_conv` checks the arguments.
     """
     own = list(planes.unbind(1)) if isinstance(planes, Tensor) else list(planes)
     results = []

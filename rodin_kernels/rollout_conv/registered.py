@@ -1,4 +1,4 @@
-"""The 3D-aware convolution as PyTorch operators: `rodin::rollout_conv` and its backward, each differentiable by both."""
+"""The 3D-aware convolution as PyTorch operators: `rodin::rollout_conv` and its backward, each differentiable again."""
 
 from __future__ import annotations
 
