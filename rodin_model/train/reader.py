@@ -149,9 +149,9 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     images = images + (blocks - images) * (uniform(count, 1, 1, 1, low=-1.0, high=0.6).clamp_min(0))
     images = images * uniform(count, 3, 1, 1, low=0.95, high=1.05) + uniform(count, 1, 1, 1, low=-0.03, high=0.03)
     smooth = torch.randn((count, 3, 8, 8), generator=generator).to(images)
-    images = images + F.interpolate(smooth, (size, size), mode="bicubic") * uniform(count, 1, 1, 1, high=0.04)
+    images = images + F.interpolate(smooth, (size, size), mode="bicubic") * uniform(count, 1, 1, 1, high=0.2) ** 2
     fine = torch.randn(images.shape, generator=generator).to(images)
-    return (images + fine * uniform(count, 1, 1, 1, high=0.03)).clamp(0, 1)
+    return (images + fine * uniform(count, 1, 1, 1, high=0.17) ** 2).clamp(0, 1)
 
 
 def loss(logits: dict[str, Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
