@@ -1,0 +1,1 @@
+"""Training, one verb a file: `python -m rodin_model.train.<verb>`."""

@@ -1,0 +1,72 @@
+"""What the small trainings share: a state that resumes to the same weights, a learning rate, a log of statistics.
+
+What happens in a step follows from the seed and the step's number alone, so no random state has to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rodin_model import checkpoints
+
+
+def make_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW whose decay leaves biases, norms and single numbers alone."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up to `peak`, then half a cosine down to zero at `steps`."""
+    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+
+
+def save_training(folder: Path, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer,
+                  settings: Mapping[str, Any]) -> None:
+    """Write modules, optimizer moments and the settings that must not change on resuming, atomically."""
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    checkpoints.save_state(folder, step, tensors, {"settings": dict(settings)})
+
+
+def load_training(folder: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer,
+                  settings: Mapping[str, Any]) -> int:
+    """Restore the newest state in place and return its step, 0 where there is none.
+
+    ValueError if the state was made with other settings: its weights would not be those of either run.
+    """
+    found = checkpoints.load_state(folder)
+    if found is None:
+        return 0
+    step, tensors, extra = found
+    if extra["settings"] != json.loads(json.dumps(dict(settings))):
+        raise ValueError(f"{folder} holds a training with other settings ({extra['settings']}); "
+                         f"continue with those or choose another folder")
+    for name, module in modules.items():
+        prefix = name + "."
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
+
+
+def log_stats(path: Path, step: int, stats: Mapping[str, float]) -> None:
+    """Append one line of JSON: the step and its statistics, rounded to five digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"step": step, **{name: float(f"{value:.5g}") for name, value in stats.items()}})
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")

@@ -1,0 +1,260 @@
+"""`python -m rodin_model.train.towers`: train the word tower and the picture tower into one latent space.
+
+The first `text_steps` steps need no pictures: fresh captions of fresh avatars, and the attribute heads that must read
+the avatar from them. The other steps add pictures: the same heads on the picture's z, a contrastive loss between
+picture and caption (CLIP, Radford et al. 2021), and a pull that closes the gap between the two kinds of z.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
+from rodin_model.avatars.captions import Labels, caption_with_labels
+from rodin_model.conditioning import TowerConditioner
+from rodin_model.towers import Towers
+from rodin_model.train.resume import learning_rate, load_training, log_stats, make_optimizer, save_training
+
+#: Avatars that only lend their words have seeds from here on: far from every data set's.
+WORD_SEEDS = 7_000_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the towers are trained; the weights of the losses are relative to the attribute losses."""
+
+    steps: int = 3000
+    text_steps: int = 1000
+    text_batch: int = 128
+    image_batch: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    word_avatars: int = 8000
+    views: int = 10
+    shape_weight: float = 0.5
+    contrast_weight: float = 0.3
+    pull_weight: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Data sets in memory: premultiplied RGBA bytes [P, 4, S, S] of all views, and for each avatar where its own begin
+    (with the frontal one), how many they are, and what it is."""
+
+    images: Tensor
+    first: np.ndarray
+    views: np.ndarray
+    attributes: list[Attributes]
+
+    @classmethod
+    def load(cls, folders: Sequence[str | Path], views: int, size: int) -> Pictures:
+        """Read the first `views` views of every avatar, resized to `size` pixels; ValueError if there is no avatar."""
+        from rodin_model.avatars.dataset import AvatarDataset
+        images, attributes = [], []
+        for folder in folders:
+            data = AvatarDataset(folder)
+            for i in range(len(data)):
+                rgba = data.read(i, "images")[:views].permute(0, 3, 1, 2).float()
+                small = F.interpolate(rgba, (size, size), mode="bilinear", antialias=True, align_corners=False)
+                images.append(small.round().clamp(0, 255).byte())
+                attributes.append(data.attributes(i))
+        if not images:
+            raise ValueError(f"no avatars in {', '.join(map(str, folders)) or 'no folder'}; make some with "
+                             f"python -m rodin_model.avatars.dataset")
+        counts = np.array([len(views_of_one) for views_of_one in images])
+        return cls(torch.cat(images), np.cumsum(counts) - counts, counts, attributes)
+
+    def draw(self, who: np.ndarray, view: np.ndarray) -> Tensor:
+        """Float RGBA [B, 4, S, S] in [0, 1] of avatars `who` from `view` (taken modulo the views that they have)."""
+        return self.images[torch.from_numpy(self.first[who] + view % self.views[who])].float() / 255
+
+
+def on_background(rgba: Tensor, color: Tensor) -> Tensor:
+    """Premultiplied RGBA [B, 4, H, W] in [0, 1] over colours [B, 3]: [B, 3, H, W]."""
+    return rgba[:, :3] + (1.0 - rgba[:, 3:]) * color[:, :, None, None]
+
+
+def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Tensor:
+    """Premultiplied RGBA [B, 4, S, S] in [0, 1] to pictures [B, 3, S, S] that are moved, dimmed, blurred a little.
+
+    A share `white` keeps the white background, the others get a flat colour, so that portraits from elsewhere read too.
+    """
+    count, _, size, _ = rgba.shape
+
+    def uniform(*shape: int, low: float, high: float) -> Tensor:
+        return torch.rand(shape, generator=generator) * (high - low) + low
+
+    angle, scale = uniform(count, low=-0.08, high=0.08), uniform(count, low=0.88, high=1.12)
+    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)], 1)
+    matrix = torch.cat([turn * scale[:, None, None], uniform(count, 2, 1, low=-0.1, high=0.1)], 2)
+    rgba = F.grid_sample(rgba, F.affine_grid(matrix, list(rgba.shape), align_corners=False), align_corners=False)
+    small = int(uniform(1, low=0.45, high=0.95) * size)
+    soft = F.interpolate(rgba, (small, small), mode="bilinear", antialias=True)
+    soft = F.interpolate(soft, (size, size), mode="bilinear")
+    rgba = torch.where(uniform(count, 1, 1, 1, low=0, high=1) < 0.4, soft, rgba)
+    keep = uniform(count, 1, low=0, high=1) < white
+    images = on_background(rgba, torch.where(keep, torch.ones(count, 3), uniform(count, 3, low=0, high=1)))
+    gain = uniform(count, 1, 1, 1, low=0.9, high=1.1) * uniform(count, 3, 1, 1, low=0.97, high=1.03)
+    images = images * gain + uniform(count, 1, 1, 1, low=-0.03, high=0.03)
+    noise = torch.randn(images.shape, generator=generator) * uniform(count, 1, 1, 1, low=0.0, high=0.04)
+    return (images + noise).clamp(0, 1)
+
+
+def add_stray_words(text: str, rng: np.random.Generator) -> str:
+    """Now and then one to three words that mean nothing here: people write more than the lexicon knows."""
+    if rng.random() > 0.2:
+        return text
+    words = text.split(" ")
+    for _ in range(int(rng.integers(1, 4))):
+        letters = rng.integers(0, 26, int(rng.integers(2, 10)))
+        words.insert(int(rng.integers(0, len(words) + 1)), "".join(chr(97 + int(i)) for i in letters))
+    return " ".join(words)
+
+
+def encode_sorted(towers: Towers, texts: Sequence[str], chunks: int = 4) -> Tensor:
+    """z of texts in their order, computed in chunks of like length: less padding, half the time."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].split()))
+    size = -(-len(texts) // chunks)
+    z = torch.cat([towers.encode_text([texts[i] for i in order[k:k + size]]) for k in range(0, len(texts), size)])
+    back = torch.empty(len(texts), dtype=torch.int64)
+    back[torch.tensor(order)] = torch.arange(len(texts))
+    return z[back.to(z.device)]
+
+
+def attribute_targets(attributes: Sequence[Attributes]) -> Tensor:
+    """int64 [B, attributes]: the number of every attribute's value."""
+    return torch.tensor([[a.label(name) for name in CHOICES] for a in attributes])
+
+
+def attribute_loss(logits: dict[str, Tensor], targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, averaged for each attribute with `weights` [B, attributes] over the batch, then over attributes.
+
+    So an attribute that is rarely named counts as much as one that always is.
+    """
+    losses = torch.stack([F.cross_entropy(value.float(), target, reduction="none")
+                          for value, target in zip(logits.values(), targets.T, strict=True)], 1)
+    weights = torch.ones_like(losses) if weights is None else weights
+    return ((losses * weights).sum(0) / weights.sum(0).clamp_min(1e-6)).mean()
+
+
+def named_weights(labels: Sequence[Labels], unnamed: float = 0.05) -> Tensor:
+    """[B, attributes]: 1 for attributes that the caption names, a little for those that it leaves to probability."""
+    return torch.tensor([[1.0 if name in named else unnamed for name in CHOICES] for named in labels])
+
+
+class TowersTrainer:
+    """One training run in a folder: `state/` to resume from, `stats.jsonl`, and the result."""
+
+    def __init__(self, output: str | Path, settings: Settings, data: Sequence[str | Path] = (),
+                 towers: Towers | None = None, device: str | torch.device = "cpu") -> None:
+        self.output, self.settings, self.data, self.device = Path(output), settings, data, torch.device(device)
+        torch.manual_seed(settings.seed)
+        self.towers = (towers or Towers()).requires_grad_().to(self.device)
+        self.towers.image.to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.towers, settings.weight_decay)
+        self.pictures: Pictures | None = None
+        self.words = [sample_attributes(WORD_SEEDS + i) for i in range(settings.word_avatars)]
+        self.step = load_training(self.output / "state", {"towers": self.towers}, self.optimizer,
+                                  dataclasses.asdict(settings))
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """The losses of one step, everything drawn from (seed, step)."""
+        s = self.settings
+        rng = np.random.default_rng([s.seed, step])
+        avatars = [self.words[int(i)] for i in rng.integers(0, len(self.words), s.text_batch)]
+        shares = [float(rng.uniform(0.3, 1.0)) if rng.random() < 0.3 else None for _ in avatars]
+        captions = [caption_with_labels(a, rng, full=share) for a, share in zip(avatars, shares, strict=True)]
+        if step < s.text_steps:
+            z = encode_sorted(self.towers, [add_stray_words(text, rng) for text, _ in captions])
+            return {"text": self._text_loss(z, avatars, [labels for _, labels in captions])}
+        pictured, images = self._draw_pictures(rng, step)
+        shares = [1.0 if rng.random() < 0.5 else float(rng.uniform(0.15, 0.9)) for _ in pictured]
+        captions += [caption_with_labels(a, rng, full=share) for a, share in zip(pictured, shares, strict=True)]
+        z = encode_sorted(self.towers, [add_stray_words(text, rng) for text, _ in captions])
+        return {"text": self._text_loss(z, avatars + pictured, [labels for _, labels in captions]),
+                **self._image_losses(self.towers.image(images), z[s.text_batch:], pictured)}
+
+    def _draw_pictures(self, rng: np.random.Generator, step: int) -> tuple[list[Attributes], Tensor]:
+        s = self.settings
+        if self.pictures is None:
+            self.pictures = Pictures.load(self.data, s.views, self.towers.config.image_size)
+        who = rng.permutation(len(self.pictures.attributes))[:s.image_batch]
+        view = np.where(rng.random(len(who)) < 0.5, 0, rng.integers(0, s.views, len(who)))
+        rgba = self.pictures.draw(who, view)
+        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
+        return [self.pictures.attributes[int(i)] for i in who], augment(rgba, generator).to(self.device)
+
+    def _text_loss(self, z: Tensor, avatars: Sequence[Attributes], labels: Sequence[Labels]) -> Tensor:
+        logits, _ = self.towers.heads(z)
+        return attribute_loss(logits, attribute_targets(avatars).to(z.device), named_weights(labels).to(z.device))
+
+    def _image_losses(self, z: Tensor, z_text: Tensor, avatars: Sequence[Attributes]) -> dict[str, Tensor]:
+        logits, shape = self.towers.heads(z)
+        wanted = torch.tensor([a.shape for a in avatars]).to(shape)
+        scale = self.towers.log_scale.clamp(max=4.6).exp()
+        scores, same = scale * z @ z_text.T, torch.arange(len(z), device=z.device)
+        contrast = 0.5 * (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same))
+        return {"image": attribute_loss(logits, attribute_targets(avatars).to(z.device)),
+                "shape": self.settings.shape_weight * F.mse_loss(shape.float(), wanted.float()),
+                "contrast": self.settings.contrast_weight * contrast,
+                "pull": self.settings.pull_weight * (1.0 - (z * z_text).sum(-1)).mean()}
+
+    def run(self, until: int | None = None, save_every: int = 250) -> Towers:
+        """Train to step `until` (the end without it), save, and export the towers when all steps are done."""
+        steps = self.settings.steps
+        until = steps if until is None else min(until, steps)
+        self.towers.train()
+        while self.step < until:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, steps, self.settings.learning_rate)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                losses = self.losses(self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            torch.nn.utils.clip_grad_norm_(self.towers.parameters(), 1.0)
+            self.optimizer.step()
+            self.step += 1
+            if self.step % 25 == 0 or self.step == until:
+                log_stats(self.output / "stats.jsonl", self.step, {k: float(v.detach()) for k, v in losses.items()})
+            if self.step % save_every == 0 or self.step == until:
+                save_training(self.output / "state", self.step, {"towers": self.towers}, self.optimizer,
+                              dataclasses.asdict(self.settings))
+        if self.step == steps:
+            TowerConditioner(self.towers).save(self.output)
+        return self.towers.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.train.towers", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", nargs="*", default=[], help="folders of data sets")
+    parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
+    parser.add_argument("--start", help="folder of towers to begin with instead of random ones")
+    parser.add_argument("--device", default="cpu")
+    for setting in dataclasses.fields(Settings):
+        parser.add_argument("--" + setting.name.replace("_", "-"), type=type(setting.default), default=setting.default)
+    options = parser.parse_args(arguments)
+    settings = Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)})
+    try:
+        towers = TowerConditioner.from_folder(options.start).towers if options.start else None
+        TowersTrainer(options.output, settings, options.data, towers, options.device).run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {Path(options.output) / 'model.safetensors'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
