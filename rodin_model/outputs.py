@@ -51,16 +51,16 @@ def staged_folder(target: str | os.PathLike[str], *, overwrite: bool = False) ->
     False, NotADirectoryError if `target` is a file, OSError if nothing can be written there.
     """
     target = Path(target)
-    if target.exists():
-        if not target.is_dir():
-            raise NotADirectoryError(f"{target} is a file; the output needs a folder")
-        if (found := outputs_in(target)) and not overwrite:
-            raise FileExistsError(f"{target} already holds {', '.join(found[:4])}; add --overwrite to replace them")
+    if target.is_dir() and not overwrite and (found := outputs_in(target)):
+        raise FileExistsError(f"{target} already holds {', '.join(found[:4])}; add --overwrite to replace them")
     place = target if target.exists() else target.parent
     made = _make_folders(place)
     stage = place / f".{target.name}.{secrets.token_hex(4)}.tmp"
     try:
-        stage.mkdir()
+        try:
+            stage.mkdir()
+        except OSError as error:  # the hidden name would mean nothing to the user
+            raise OSError(error.errno, error.strerror, str(target)) from error
         yield stage
         if place == target:
             _replace_outputs(stage, target)
@@ -107,6 +107,8 @@ def _make_folders(folder: Path) -> list[Path]:
     while not folder.exists():
         missing.append(folder)
         folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; the output needs a folder")
     for path in reversed(missing):
         path.mkdir()
     return missing
