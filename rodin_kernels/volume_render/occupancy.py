@@ -20,8 +20,8 @@ Decoder = Callable[..., tuple[Tensor, Tensor]]
 class OccupancyGrid:
     """A regular grid over the box [-1, 1]^3, for each cell whether the density may matter anywhere in it.
 
-    `cells` is bool [B, G, G, G] (a batch of 1 serves any number of scenes), indexed by x, y, z; cell i of an axis covers
-    [-1 + 2 i / G, -1 + 2 (i + 1) / G), the last one its upper end too.
+    `cells` is bool [B, G, G, G] (a batch of 1 serves any number of scenes), indexed by x, y, z; cell i of an axis
+    covers [-1 + 2 i / G, -1 + 2 (i + 1) / G), the last one its upper end too.
 
     Args:
         cells: bool [B, G, G, G] or [G, G, G].
@@ -95,7 +95,8 @@ class OccupancyGrid:
         return OccupancyGrid(self.cells.to(device))
 
     def __repr__(self) -> str:
-        return f"OccupancyGrid(scenes={self.cells.shape[0]}, resolution={self.resolution}, fraction={self.fraction:.3f})"
+        scenes = self.cells.shape[0]
+        return f"OccupancyGrid(scenes={scenes}, resolution={self.resolution}, fraction={self.fraction:.3f})"
 
 
 def query_cells(cells: Tensor, points: Tensor) -> Tensor:

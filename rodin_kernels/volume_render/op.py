@@ -65,7 +65,7 @@ def render_triplane(
         origins, directions: [B, R, 3], in the box's coordinates; directions of any length.
         decoder: a `TinyDecoder`, or any callable (features [..., C'], directions [..., 3]) -> (density [...],
             rgb [..., F]); others than TinyDecoder run eagerly and keep every kept sample's graph when training.
-        near, far: a number or [B, R] (anything that expands to it), in units of t. Where far <= near a ray has no length.
+        near, far: a number or [B, R] (anything that expands to it), in units of t. If far <= near a ray has no length.
         num_samples: S, at least 0. num_importance: N >= 0 further samples, drawn from the weights of a first pass that
             has no gradient; needs at least one first sample (two for midpoint).
         t: [B, R, S], ascending; `num_samples` must then be S.
@@ -74,8 +74,8 @@ def render_triplane(
         background: a number, [F], or anything that expands to [B, R, F]; None is 0.
         occupancy: an `OccupancyGrid`, or its bool cells [B or 1, G, G, G]. Cells left out change the result by what
             they hold; samples within 4e-6 of a cell's face may count to either side.
-        stop_below: a ray ends before the first sample whose transmittance T_i is under this, 0 to 1; forward and backward
-            alike. 0 never ends one.
+        stop_below: a ray ends before the first sample whose transmittance T_i is under this, 0 to 1; forward and
+            backward alike. 0 never ends one.
         layout, reduce, align_corners, padding_mode: as for `sample_triplane`.
         outputs: any of "rgb", "depth", "opacity", "normals" (sum w n), "weights" (with their t).
         backend: "auto", "triton", "torch" or "reference".
@@ -112,10 +112,7 @@ def render_triplane(
     seeds = jitter_seeds(jitter, batch, planes.device)
     scene = _Scene(planes, decoder, cells, seeds, (",".join(layout), reduce, align_corners, padding_mode))
     t = None if t is None else t.to(dtype)
-    if num_importance:
-        summed = _with_importance(scene, rays, t, how, num_importance)
-    else:
-        summed = scene.render(rays, t, how)
+    summed = _with_importance(scene, rays, t, how, num_importance) if num_importance else scene.render(rays, t, how)
     return _as_rendered(summed, background, outputs)
 
 
@@ -125,9 +122,10 @@ class _Scene:
     def __init__(self, planes: Tensor, decoder: Callable[..., tuple[Tensor, Tensor]], cells: Tensor | None,
                  seeds: Tensor | None, planes_are: tuple[str, str, bool, str]) -> None:
         self.planes, self.decoder, self.cells, self.seeds, self.planes_are = planes, decoder, cells, seeds, planes_are
-        plain = isinstance(decoder, TinyDecoder) and type(decoder).forward is TinyDecoder.forward
-        self.parameters = decoder.flat_parameters() if plain else []
-        self.config = decoder.text if plain else None
+        self.parameters: list[Tensor] = []
+        self.config: str | None = None
+        if isinstance(decoder, TinyDecoder) and type(decoder).forward is TinyDecoder.forward:
+            self.parameters, self.config = decoder.flat_parameters(), decoder.text
 
     def render(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March, first_ray: int = 0) -> torch_path.Summed:
         """Rays [B, R, ...] through the registered operator, or by autograd where that is faster or the only way."""
@@ -147,9 +145,10 @@ class _Scene:
         return rays[2].numel() * steps <= KEEP_SAMPLES and any(x.requires_grad for x in wanted)
 
 
-def _with_importance(scene: _Scene, rays: tuple[Tensor, ...], t: Tensor | None, how: March, extra: int) -> torch_path.Summed:
+def _with_importance(scene: _Scene, rays: tuple[Tensor, ...], t: Tensor | None, how: March,
+                     extra: int) -> torch_path.Summed:
     """A first pass for the weights, new samples where they are, and the pass over all samples; in chunks of rays."""
-    count, near, far = rays[0].shape[1], rays[2], rays[3]
+    count = rays[0].shape[1]
     size = count if torch.is_grad_enabled() or torch.compiler.is_compiling() else IMPORTANCE_RAYS
 
     def chunk(first: int) -> torch_path.Summed:
@@ -164,12 +163,15 @@ def _with_importance(scene: _Scene, rays: tuple[Tensor, ...], t: Tensor | None, 
         return scene.render(own, torch.cat([first_t, fine], -1).sort(-1).values, how, first)
 
     parts = [chunk(first) for first in range(0, max(count, 1), max(size, 1))]
-    return torch_path.Summed(*(None if x[0] is None else torch.cat(x, 1) for x in zip(*parts, strict=True)))
+    return torch_path.Summed._make(None if x[0] is None else torch.cat(x, 1) for x in zip(*parts, strict=True))
 
 
 def _as_rendered(summed: torch_path.Summed, background: Tensor | float | None, outputs: Sequence[str]) -> Rendered:
     if background is not None:
         background = torch.as_tensor(background).to(summed.color)
+        if background.ndim > 3 or any(have not in (1, want) for have, want in zip(
+                reversed(background.shape), reversed(summed.color.shape), strict=False)):
+            raise ValueError(f"background must expand to {list(summed.color.shape)}; got {list(background.shape)}")
     found = {name: value for name, value in summed._asdict().items() if name in outputs}
     if "rgb" in outputs:
         found["rgb"] = add_background(summed.color, summed.opacity, background)
@@ -198,7 +200,7 @@ def _march(planes: Tensor, rays: Sequence[Tensor], t: Tensor | None, cells: Tens
     with torch.no_grad():
         channels = planes.shape[2] * (3 if reduce == "concat" else 1)
         width = decoder(wide.new_zeros(1, channels), wide.new_ones(1, 3))[1].shape[-1]
-    return torch_path.march(wide.unbind(0), Rays(*rays, t, numbers), seeds, cells, sample, decoder, how, width)
+    return torch_path.march(wide.unbind(0), Rays._make((*rays, t, numbers)), seeds, cells, sample, decoder, how, width)
 
 
 @torch.library.custom_op("rodin_kernels::render_triplane", mutates_args=())
@@ -234,10 +236,10 @@ def _forward_fake(
 
 _LIBRARY = torch.library.Library("rodin_kernels", "FRAGMENT")
 _LIBRARY.define(
-    "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, Tensor planes, "
-    "Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, Tensor? cells, Tensor? seeds, "
-    "Tensor[] parameters, str config, str layout, str reduce, bool align_corners, str padding_mode, int num_samples, "
-    "str quadrature, float stop_below, bool with_weights, int first_ray, bool[] needed) -> Tensor[]"
+    "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, "
+    "Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, Tensor? cells, "
+    "Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, bool align_corners, str padding_mode, "
+    "int num_samples, str quadrature, float stop_below, bool with_weights, int first_ray, bool[] needed) -> Tensor[]"
 )
 
 
@@ -264,8 +266,8 @@ def _backward(*arguments: Any) -> list[Tensor]:
                       for x, n in zip([shared[0], *own, *shared[1:]], needed, strict=True)]
             summed = _march(leaves[0], leaves[1:5], leaves[5], cells, seeds, first_ray + first,
                             _decoder(config, leaves[6:]), options[1:5], how)
-            pairs = list(zip((summed.color, summed.depth, summed.opacity, summed.weights, summed.t), grads, strict=True))
-            pairs = [(y, g[:, part]) for y, g in pairs[:5 if with_weights else 3] if y.requires_grad]
+            results = (summed.color, summed.depth, summed.opacity, summed.weights, summed.t)
+            pairs = [(y, g[:, part]) for y, g in zip(results, grads, strict=True) if y is not None and y.requires_grad]
             wanted = [x for x, n in zip(leaves, needed, strict=True) if n]
             found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
                          if pairs and wanted else [None] * len(wanted))

@@ -43,15 +43,13 @@ def jitter_seeds(jitter: torch.Generator | Sequence[torch.Generator] | int | Non
         return None
     if isinstance(jitter, int) and not isinstance(jitter, bool):
         return torch.arange(batch, device=device, dtype=torch.int64) + jitter
-    generators = [jitter] if isinstance(jitter, torch.Generator) else list(jitter) if isinstance(jitter, list | tuple) else None
-    if generators is None or not all(isinstance(g, torch.Generator) for g in generators):
-        raise TypeError(f"jitter must be a torch.Generator, a list of them, an integer seed or None; got {jitter!r}")
     if isinstance(jitter, torch.Generator):
-        drawn = torch.randint(2**62, (batch,), generator=jitter, device=jitter.device)
-        return drawn.to(device)
-    if len(generators) != batch:
-        raise ValueError(f"jitter must hold one generator for each of the {batch} scenes; got {len(generators)}")
-    return torch.cat([torch.randint(2**62, (1,), generator=g, device=g.device).to(device) for g in generators])
+        return torch.randint(2**62, (batch,), generator=jitter, device=jitter.device).to(device)
+    if not isinstance(jitter, list | tuple) or not all(isinstance(g, torch.Generator) for g in jitter):
+        raise TypeError(f"jitter must be a torch.Generator, a list of them, an integer seed or None; got {jitter!r}")
+    if len(jitter) != batch:
+        raise ValueError(f"jitter must hold one generator for each of the {batch} scenes; got {len(jitter)}")
+    return torch.cat([torch.randint(2**62, (1,), generator=g, device=g.device).to(device) for g in jitter])
 
 
 def hashed_uniform(seeds: Tensor, rays: Tensor, num_samples: int, stream: int = 0) -> Tensor:
@@ -71,8 +69,9 @@ def hashed_uniform(seeds: Tensor, rays: Tensor, num_samples: int, stream: int = 
     return (_mix(per_ray.unsqueeze(-1) ^ (samples * 0x9E3779B1 & _MASK)) >> 8).float() * 2.0**-24
 
 
-def jitter_offsets(seeds: Tensor | None, rays: int, num_samples: int, stream: int = 0, first: int = 0) -> Tensor | None:
-    """Where in its bin each sample of rays first ... first + rays - 1 lies, [B, R, S]; None (the centres) without seeds."""
+def jitter_offsets(seeds: Tensor | None, rays: int, num_samples: int, stream: int = 0,
+                   first: int = 0) -> Tensor | None:
+    """Where in its bin each sample of rays first, first + 1, ... lies, [B, R, S]; None (the centres) without seeds."""
     if seeds is None:
         return None
     numbers = torch.arange(first, first + rays, device=seeds.device)
@@ -123,7 +122,7 @@ def sample_lengths(t: Tensor, far: Tensor, quadrature: str) -> Tensor:
 
 
 def bin_edges(t: Tensor, near: Tensor, far: Tensor) -> Tensor:
-    """Edges [..., S + 1] of cells around explicit samples [..., S]: half way between neighbours, near and far outside."""
+    """Edges [..., S + 1] of cells around samples [..., S]: half way between neighbours, near and far outside."""
     return torch.cat([near.unsqueeze(-1), 0.5 * (t[..., 1:] + t[..., :-1]), far.unsqueeze(-1)], -1)
 
 
@@ -151,7 +150,8 @@ def first_positions(near: Tensor, far: Tensor, num_samples: int, t: Tensor | Non
     return t, delta, edges
 
 
-def finite_rays(origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def finite_rays(origins: Tensor, directions: Tensor, near: Tensor,
+                far: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same rays [..., 3] and bounds [...], those with a number that is not finite replaced by rays of no length."""
     finite = (origins + directions).isfinite().all(-1) & (near + far).isfinite()
     wide = finite.unsqueeze(-1)

@@ -28,7 +28,8 @@ def render_triplane_reference(
     Differentiable in planes, decoder, origins, directions, near, far, t and background. float64 planes are computed in
     float64, everything else in float32. Needs memory for every sample's hidden layers.
     """
-    planes, origins, directions = (x if planes.dtype == torch.float64 else x.float() for x in (planes, origins, directions))
+    dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
+    planes, origins, directions = planes.to(dtype), origins.to(dtype), directions.to(dtype)
     batch, rays = origins.shape[:2]
     near, far = (torch.as_tensor(x).to(origins).expand(batch, rays) for x in (near, far))
     origins, directions, near, far = finite_rays(origins, directions, near, far)
@@ -47,7 +48,7 @@ def render_triplane_reference(
                 points.requires_grad_()
             features = sample_triplane_reference(planes, points.flatten(1, 2), layout=layout, reduce=reduce,
                                                  align_corners=align_corners, padding_mode=padding_mode)
-            sigma, color = decoder(features.view(*t.shape, -1), directions.unsqueeze(2).expand(*points.shape))
+            sigma, color = decoder(features.unflatten(1, t.shape[1:]), directions.unsqueeze(2).expand(*points.shape))
             normals = _normals(sigma, points, filled) if with_normals else None
         return torch.where(filled, sigma, 0.0), torch.where(filled.unsqueeze(-1), color, 0.0), normals
 

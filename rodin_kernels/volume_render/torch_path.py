@@ -1,9 +1,9 @@
 """Rendering without kernels: rays in chunks, steps front to back in blocks, and work only where something may be.
 
 A block of steps of the rays that are still open is looked up in the occupancy grid; the samples that may hold something
-are packed, sampled and decoded; rays whose transmittance has fallen under the limit are closed. At the end of a chunk the
-densities go back into rows [rays, steps], from which the weights come. The same program serves inference, training by
-autograd, and the recomputing backward of the registered operator.
+are packed, sampled and decoded; rays whose transmittance has fallen under the limit are closed. At the end of a chunk
+the optical thickness goes back into rows [rays, steps] for the running sum that the weights need. The same program
+serves inference, training by autograd, and the recomputing backward of the registered operator.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Sample = Callable[[Tensor, Tensor], Tensor]
 
 
 class March(NamedTuple):
-    """How rays are marched: number of equal bins, quadrature, transmittance at which they end, outputs beyond the usual."""
+    """How rays are marched: equal bins, quadrature, transmittance at which they end, outputs beyond the usual."""
 
     num_samples: int
     quadrature: str = "left"
@@ -40,7 +40,7 @@ class March(NamedTuple):
 
 
 class Rays(NamedTuple):
-    """Rays of one scene: origins, directions [R, 3]; near, far [R]; explicit t [R, S] or None; their numbers [R] int64."""
+    """Rays of a scene: origins, directions [R, 3]; near, far [R]; explicit t [R, S] or None; numbers [R] int64."""
 
     origins: Tensor
     directions: Tensor
@@ -52,7 +52,7 @@ class Rays(NamedTuple):
     def take(self, index: Tensor | slice) -> Rays:
         """Some of the rays."""
         pick = (lambda x: x[index]) if isinstance(index, slice) else (lambda x: x.index_select(0, index))
-        return Rays(*(None if x is None else pick(x) for x in self))
+        return Rays._make(None if x is None else pick(x) for x in self)
 
 
 class Summed(NamedTuple):
@@ -101,6 +101,8 @@ def march(plane_sets: Sequence[Tensor], rays: Rays, seeds: Tensor | None, cells:
     Returns:
         `Summed`, every field with a leading batch dimension. Differentiable where gradients are recorded.
     """
+    if not plane_sets:
+        return _nothing(rays, how, width)
     count = rays.origins.shape[1]
     steps = rays.t.shape[2] if rays.t is not None else how.num_samples
     chunk = max(1, CHUNK_SAMPLES // max(steps, 1))
@@ -110,13 +112,20 @@ def march(plane_sets: Sequence[Tensor], rays: Rays, seeds: Tensor | None, cells:
         grid = 0 if cells is None or cells.shape[0] == 1 else b
         if grid not in prepared:
             prepared[grid] = prepare_cells(None if cells is None else cells[grid], rays.origins)
-        own = Rays(*(None if x is None else x[b] for x in rays[:-1]), rays.numbers)
+        own = Rays._make((*(None if x is None else x[b] for x in rays[:-1]), rays.numbers))
         seed = None if seeds is None else seeds[b]
         field = lambda points, seen, planes=planes: decode(sample(planes, points), seen)  # noqa: E731
         parts = [_chunk(own.take(slice(first, first + chunk)), seed, prepared[grid], field, how, width)
                  for first in range(0, max(count, 1), chunk)]
         scenes.append(_joined(parts, torch.cat))
     return _joined(scenes, torch.stack)
+
+
+def _nothing(rays: Rays, how: March, width: int) -> Summed:
+    """The sums of no scenes at all."""
+    like, steps = rays.near, how.num_samples if rays.t is None else rays.t.shape[2]
+    rows = like.unsqueeze(-1).expand(*like.shape, steps - (how.quadrature == "midpoint")) if how.weights else None
+    return Summed(like.new_zeros(*like.shape, width), like, like, rays.origins if how.normals else None, rows, rows)
 
 
 def prepare_cells(cells: Tensor | None, like: Tensor) -> Cells:
@@ -137,7 +146,7 @@ def _joined(parts: list[Summed], join: Callable[[list[Tensor]], Tensor]) -> Summ
     if len(parts) == 1 and join is torch.cat:
         return parts[0]
     columns = zip(*parts, strict=True)
-    return Summed(*(None if column[0] is None else join(list(column)) for column in columns))
+    return Summed._make(None if column[0] is None else join(list(column)) for column in columns)
 
 
 def _chunk(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: March, width: int) -> Summed:
@@ -149,7 +158,7 @@ def _chunk(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: Ma
     summed = _march_rays(rays if everything else rays.take(met), seed, cells, field, how, width)
     if everything:
         return summed
-    return Summed(*(None if x is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, met, x) for x in summed))
+    return Summed._make(None if x is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, met, x) for x in summed)
 
 
 def _meets(rays: Rays, cells: Cells) -> Tensor:
@@ -197,7 +206,8 @@ def _summed(found: Found, weights: Tensor, count: int) -> Summed:
     columns += [] if found.normals is None else [found.normals]
     values = torch.cat(columns, -1) * weights.unsqueeze(-1)
     sums = values.new_zeros(count, values.shape[1]).index_add(0, found.owner, values)
-    color, depth, opacity, normals = sums.split([found.color.shape[1], 1, 1, values.shape[1] - found.color.shape[1] - 2], 1)
+    width = found.color.shape[1]
+    color, depth, opacity, normals = sums.split([width, 1, 1, values.shape[1] - width - 2], 1)
     return Summed(color, depth.squeeze(1), opacity.squeeze(1), None if found.normals is None else normals)
 
 
@@ -239,7 +249,7 @@ def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, ho
         like, none = rays.near, rays.near.new_zeros(0, dtype=torch.int64)
         return Found(none, none, like.new_zeros(0), like.new_zeros(0), like.new_zeros(0, width),
                      like.new_zeros(0, 3) if how.normals else None)
-    return Found(*(None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True)))
+    return Found._make(None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True))
 
 
 def _blocks(steps: int, stop_below: float) -> Iterator[tuple[int, int]]:
@@ -256,13 +266,12 @@ def _candidates(rays: Rays, t: Tensor, live: Tensor | None, first: int, last: in
     scale = cells.size / 2
     slope = directions * (scale * (1 - 2 * FACE_MARGIN))
     start = (origins * (1 - 2 * FACE_MARGIN) + 1) * scale + 1
-    index = None
+    index = torch.zeros_like(steps, dtype=torch.int32)
     for axis in range(3):
         place = torch.addcmul(start[:, axis, None], steps, slope[:, axis, None])
         if rays.t is not None:
             place = place.nan_to_num_(0.0)
-        cell = place.clamp_(0, cells.size + 1).to(torch.int32)
-        index = cell if index is None else index.mul_(cells.size + 2).add_(cell)
+        index.mul_(cells.size + 2).add_(place.clamp_(0, cells.size + 1).to(torch.int32))
     hit = cells.table.index_select(0, index.reshape(-1)).nonzero().view(-1)
     row, step = hit // (last - first), hit % (last - first)
     return (row if live is None else live.index_select(0, row)) * t.shape[1] + step + first
@@ -305,8 +314,9 @@ def _open_rays(thickness: Tensor, found: Found, delta: Tensor, steps: int, last:
 def recording_gradients() -> Iterator[None]:
     """Record gradients inside a registered operator, where the dispatcher has left autograd already behind."""
     keys = torch._C.DispatchKey
+    autograd = keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU, keys.AutogradCUDA, keys.ADInplaceOrView
     excluded = torch._C._dispatch_tls_local_exclude_set()
-    for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU, keys.AutogradCUDA, keys.ADInplaceOrView):
+    for key in autograd:
         excluded = excluded.remove(key)
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
