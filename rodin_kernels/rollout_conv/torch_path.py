@@ -162,25 +162,24 @@ def _by_tap(sums: list[Tensor], groups: tuple[tuple[slice, slice], ...], kernel:
     return result
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step) -> Tensor:
-    """The plain convolution of x [N, C, H, W] with a weight [O, C, ., .]; a line kernel does not move down the rows."""
-    kernel, strides, paddings, outputs = _arguments(weight, step)
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, *, line: bool = False) -> Tensor:
+    """The plain convolution of x [N, C, H, W] with a weight [O, C, ., .]; on a `line`, H is 1 and stays 1."""
+    kernel, strides, paddings, outputs = _arguments(weight, step, line)
     return torch.ops.aten.convolution(x, kernel, bias, strides, paddings, [1, 1], step.transposed, outputs, 1)
 
 
 def _conv_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, step: Step, mask: tuple[bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, step: Step, mask: tuple[bool, bool], *, line: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of `_conv`, those that `mask` names."""
-    kernel, strides, paddings, outputs = _arguments(weight, step)
+    kernel, strides, paddings, outputs = _arguments(weight, step, line)
     options = (None, strides, paddings, [1, 1], step.transposed, outputs, 1, [*mask, False])
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, kernel, *options)
     return grad_x, grad_weight.transpose(0, 1) if step.transposed and mask[1] else grad_weight
 
 
-def _arguments(weight: Tensor, step: Step) -> tuple[Tensor, list[int], list[int], list[int]]:
+def _arguments(weight: Tensor, step: Step, line: bool) -> tuple[Tensor, list[int], list[int], list[int]]:
     """Kernel, strides, paddings and output paddings as torch wants them: its transposed kernels are [C, O, ., .]."""
-    line = weight.shape[2] < weight.shape[3]
     output_padding = step.stride - 1 if step.transposed else 0
     return (
         weight.transpose(0, 1) if step.transposed else weight,
@@ -192,7 +191,7 @@ def _arguments(weight: Tensor, step: Step) -> tuple[Tensor, list[int], list[int]
 
 def _conv_line(line: Tensor, kernels: Tensor, step: Step) -> Tensor:
     """All k line convolutions at once: line [N, L, C], kernels [k O, C, 1, k] -> [N, L', k, O]."""
-    y = _conv(line.permute(0, 2, 1).unsqueeze(2), kernels, None, step)
+    y = _conv(line.permute(0, 2, 1).unsqueeze(2), kernels, None, step, line=True)
     return y.squeeze(2).permute(0, 2, 1).unflatten(2, (kernels.shape[3], -1))
 
 
@@ -201,7 +200,7 @@ def _conv_line_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of line [N, L, C] and kernels of `_conv_line`."""
     y, x = (t.permute(0, 2, 1).unsqueeze(2) for t in (grad.flatten(2), line))
-    grad_line, grad_kernels = _conv_backward(y, x, kernels, step, mask)
+    grad_line, grad_kernels = _conv_backward(y, x, kernels, step, mask, line=True)
     return grad_line.squeeze(2).permute(0, 2, 1) if mask[0] else kernels.new_empty(0), grad_kernels
 
 
