@@ -65,39 +65,38 @@ def sample_triplane(
         ValueError: shapes, devices or dtypes do not go together, or a choice is unknown.
         RuntimeError: the backend cannot run here.
     """
-    single = _check(planes, points, reduce, align_corners, padding_mode, mode)
+    given = _check(planes, points, reduce, align_corners, padding_mode, mode)
     axes = [axis for pair in plane_axes(layout) for axis in pair]
-    given = [planes] if single else list(planes)
     backend = launch.resolve_backend("sample_triplane", backend, *given, points)
     if backend == "reference":
         return sample_triplane_reference(planes, points, layout=layout, reduce=reduce, align_corners=align_corners,
                                          padding_mode=padding_mode, mode=mode)
     options = (align_corners, padding_mode, mode, backend)
-    if single and reduce in ("sum", "mean"):
-        total = _sample(planes, points, None, axes, False, *options)
-        return (total / 3 if reduce == "mean" else total).to(planes.dtype)
-    if single:
-        features: Sequence[Tensor] = _sample(planes, points, None, axes, True, *options).unbind(2)
-    else:
+    if not isinstance(planes, Tensor):
         features = [_sample(plane[:, None], points, None, axes[2 * i:2 * i + 2], False, *options)
                     for i, plane in enumerate(given)]
+    elif reduce in ("sum", "mean"):
+        total = _sample(planes, points, None, axes, False, *options)
+        return (total / 3 if reduce == "mean" else total).to(planes.dtype)
+    else:
+        features = _sample(planes, points, None, axes, True, *options).unbind(2)
     return reduce_features(features, reduce).to(given[0].dtype)
 
 
-def _check(planes: Any, points: Any, reduce: str, align_corners: bool, padding_mode: str, mode: str) -> bool:
-    """Raise for arguments that do not fit; tell whether `planes` is a single tensor."""
-    single = isinstance(planes, Tensor)
-    if single:
+def _check(planes: Any, points: Any, reduce: str, align_corners: bool, padding_mode: str, mode: str) -> list[Tensor]:
+    """The tensors that `planes` consists of, after a check that all arguments fit together."""
+    if isinstance(planes, Tensor):
         checks.check_tensor("planes", planes, ndim=5)
         checks.check_shape("planes", planes, (None, 3, None, None, None), "[B, 3, C, H, W]")
         given = {"planes": planes}
     else:
         if not isinstance(planes, list | tuple) or len(planes) != 3:
-            raise TypeError(f"planes must be a tensor [B, 3, C, H, W] or three tensors; got {_describe(planes)}")
+            came = f"{len(planes)} of them" if isinstance(planes, list | tuple) else type(planes).__name__
+            raise TypeError(f"planes must be a tensor [B, 3, C, H, W] or three tensors [B, C, H, W]; got {came}")
         given = {f"planes[{i}]": checks.check_tensor(f"planes[{i}]", p, ndim=4) for i, p in enumerate(planes)}
         checks.check_same_dtype(**given)
-        if len({tuple(plane.shape[:2]) for plane in planes}) > 1:
-            raise ValueError(f"planes must agree in batch and channels; got {[list(p.shape) for p in planes]}")
+        if len({plane.shape[1] for plane in planes}) > 1:
+            raise ValueError(f"planes must have the same channels; got {[list(plane.shape) for plane in planes]}")
     checks.check_tensor("points", points, ndim=3)
     checks.check_shape("points", points, (None, None, 3), "[B, N, 3]")
     checks.check_same_device(**given, points=points)
@@ -112,11 +111,7 @@ def _check(planes: Any, points: Any, reduce: str, align_corners: bool, padding_m
     checks.check_flag("align_corners", align_corners)
     checks.check_choice("padding_mode", padding_mode, PADDING_MODES)
     checks.check_choice("mode", mode, MODES)
-    return single
-
-
-def _describe(value: Any) -> str:
-    return f"{len(value)} of them" if isinstance(value, list | tuple) else type(value).__name__
+    return list(given.values())
 
 
 def _scheme(axes: Sequence[int], align_corners: bool, padding_mode: str, mode: str, height: int,

@@ -51,15 +51,15 @@ def _reflect(position: Tensor, low: float, high: float) -> Tensor:
 
 def _line_corners(position: Tensor, size: int, mode: str) -> list[tuple[Tensor, Tensor]]:
     """The texels that a position reads on its line, as (index, weight); texels outside the line weigh nothing."""
-    first = position.floor() if mode == "bilinear" else position.round()
-    if mode == "bilinear":
-        fraction = position - first
-        pairs = [(first, 1 - fraction), (first + 1, fraction)]
+    if mode == "nearest":
+        texel = position.detach().round().nan_to_num(-1.0)
+        pairs = [(texel, torch.ones_like(position))]
     else:
-        pairs = [(first, torch.ones_like(position))]
-    # what is not a number reads texel 0 with a weight that is not a number either; the nearest texel to it is none
-    clean = [(texel.detach().nan_to_num(0.0 if mode == "bilinear" else -1.0), weight) for texel, weight in pairs]
-    return [(texel.clamp(0, size - 1).long(), weight * ((texel >= 0) & (texel < size))) for texel, weight in clean]
+        fraction = position - position.detach().floor()
+        # what is not a number reads texels 0 and 1 with weights that are not numbers either
+        texel = position.detach().floor().nan_to_num(0.0)
+        pairs = [(texel, 1 - fraction), (texel + 1, fraction)]
+    return [(texel.clamp(0, size - 1).long(), weight * ((texel >= 0) & (texel < size))) for texel, weight in pairs]
 
 
 def _sample_plane(plane: Tensor, x: Tensor, y: Tensor, align_corners: bool, padding_mode: str, mode: str) -> Tensor:
@@ -115,7 +115,7 @@ def sample_triplane_reference(
     coordinates = points.to(dtype).unbind(-1)
     features = []
     for plane, (column, row) in zip(own, plane_axes(layout), strict=True):
-        wide = plane.to(dtype).expand(max(plane.shape[0], points.shape[0]), -1, -1, -1)
+        wide = plane.to(dtype).expand(points.shape[0], -1, -1, -1)
         features.append(
             _sample_plane(wide, coordinates[column], coordinates[row], align_corners, padding_mode, mode)
         )

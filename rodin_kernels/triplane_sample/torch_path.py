@@ -110,7 +110,10 @@ def point_gradient(grad: Tensor, planes: Tensor, points: Tensor, tangent: Tensor
             dots = slopes.mul_(rows[start:stop]).sum(-1).unbind(1)
             for dot, column, row in zip(dots, scheme.axes[::2], scheme.axes[1::2], strict=True):
                 if along is None:
-                    out[start:stop, (column, row)[side]] += dot
+                    axis = (column, row)[side]
+                    # a coordinate that cannot move what is read has no gradient, even beside one that is no number
+                    still = torch.stack([slope == 0 for slope in lines[axis][side].slopes]).all(0)
+                    out[start:stop, axis] += dot.masked_fill(still, 0.0)
                 else:
                     out[start:stop, column] += dot * along[:, row]
                     out[start:stop, row] += dot * along[:, column]
