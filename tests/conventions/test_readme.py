@@ -41,6 +41,18 @@ def test_named_modules_exist(root: Path) -> None:
                 assert (root / name.replace(".", "/")).with_suffix(".py").is_file(), f"{page} names {name}"
 
 
+def test_the_tree_names_what_exists(root: Path) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("```text\nrodin_kernels/"):text.index("Data flow in one direction")]
+    package, missing = "", []
+    for line in tree.splitlines():
+        if re.match(r"\w+/", line):
+            package = line.split("/")[0]
+        names = re.match(r"  ((?:\w+(?:\.py|/) ?)+)", line)
+        missing += [n for n in (names.group(1).split() if names else []) if not (root / package / n).exists()]
+    assert not missing, missing
+
+
 def test_the_example_of_the_operators_runs(root: Path) -> None:
     block, = (block for block in python_blocks(root) if "rodin_kernels" in block)
     checks = """
