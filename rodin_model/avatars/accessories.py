@@ -74,10 +74,13 @@ class Hat:
         self.present = a.hat != "none"
         self.size = 1 + 0.04 * a.number("accessory_size")
         self.room = 0.050 + 0.45 * min(BULK[a.hair_style], 0.06)
-        main = palette.accessory(-a.number("accessory_color") if a.hat != "fedora" else -1.9 + 0.2 * a.number("accessory_color"))
+        tint = a.number("accessory_color")
         if a.hat == "fedora":
-            main = palette.blend(palette.from_hex("7b5a3c"), palette.from_hex("54545c"), 0.5 + 0.25 * a.number("accessory_color"))
-        band = palette.from_hex("1e1c20") if a.hat == "fedora" else palette.blend(main, (1, 1, 1), 0.75)
+            main = palette.blend(palette.from_hex("7b5a3c"), palette.from_hex("54545c"), 0.5 + 0.25 * tint)
+            band = palette.from_hex("1e1c20")
+        else:
+            main = palette.accessory(-tint)
+            band = palette.blend(main, (1, 1, 1), 0.75)
         self.main, self.band = torch.tensor(main, device=device), torch.tensor(band, device=device)
         self.top = 0.31 + 0.375 * (head.height - 1) * 0.55 + 0.375 * head.height
         self.bobble = min(self.top + self.room + 0.035, 0.795)
@@ -117,7 +120,8 @@ class Hat:
         if self.kind == "beanie":
             bobble = sdf.sphere(p.x, p.y, p.z, (0, self.bobble, -0.05), 0.078 * self.size + 0.012)
             color = color * (0.92 + 0.08 * torch.sin(torch.atan2(p.x, p.z + 0.05) * 30))[:, None]
-            return sdf.mix(color, self.band, torch.maximum(sdf.inside(bobble, 0.02), 0.30 * sdf.inside(up - 0.13, 0.01)))
+            roll = 0.30 * sdf.inside(up - 0.13, 0.01)
+            return sdf.mix(color, self.band, torch.maximum(sdf.inside(bobble, 0.02), roll))
         crown = sdf.length(p.x, p.z + 0.04) - 0.52
         return sdf.mix(color, self.band, sdf.inside(torch.maximum((up - 0.085).abs() - 0.045, crown), 0.012))
 

@@ -47,9 +47,10 @@ class Clothes:
             p.cache["body"] = sdf.meet(d, FLOOR + 0.02 - p.y, 0.06)
         return p.cache["body"]
 
-    def _around_neck(self, p: Place, tilt: float = 0.45) -> tuple[Tensor, Tensor]:
-        """(distance from the axis of the neck, height in a plane that drops towards the chest); each [N]."""
-        return sdf.length(p.x, p.z + 0.09), p.y + tilt * (p.z + 0.09)
+    @staticmethod
+    def _around_neck(p: Place) -> Tensor:
+        """Distance from the axis of the neck; [N]."""
+        return sdf.length(p.x, p.z + 0.09)
 
     def _over(self, p: Place, thick: float, top: float = -0.47) -> Tensor:
         """The body made thicker, open at the neck above a plane through y = `top`; [N]."""
@@ -61,13 +62,17 @@ class Clothes:
         v = (p.m - wide * (p.y + deep) / (deep - 0.40)) * 0.9
         return torch.maximum(v, -0.06 - p.z)
 
+    def _neckline(self, p: Place) -> Tensor:
+        """The round opening of a t-shirt; [N]."""
+        neck = self.head.neck
+        return sdf.ellipsoid(p.x, p.y, p.z, (0, -0.455, 0.02), (neck + 0.075, 0.185, neck + 0.11))
+
     def garment(self, p: Place) -> Tensor:
         """Signed distance to the main garment; [N]."""
         kind, neck = self.kind, self.head.neck
-        r, h = self._around_neck(p)
+        r = self._around_neck(p)
         if kind == "t-shirt":
-            d = sdf.meet(self._over(p, 0.028), -sdf.ellipsoid(p.x, p.y, p.z, (0, -0.455, 0.02), (neck + 0.075, 0.185, neck + 0.11)), 0.03)
-            return d
+            return sdf.meet(self._over(p, 0.028), -self._neckline(p), 0.03)
         if kind == "shirt":
             return self._over(p, 0.030, -0.43)
         if kind in ("suit and tie", "leather jacket"):
@@ -92,16 +97,16 @@ class Clothes:
     def trim(self, p: Place) -> Tensor:
         """Signed distance to collars, shirt fronts, ties, strings; [N]."""
         kind, neck = self.kind, self.head.neck
-        r, h = self._around_neck(p)
+        r = self._around_neck(p)
         if kind == "t-shirt":
-            hole = sdf.ellipsoid(p.x, p.y, p.z, (0, -0.455, 0.02), (neck + 0.075, 0.185, neck + 0.11))
-            return sdf.meet(hole.abs() - 0.020, self._over(p, 0.030).abs() - 0.016, 0.02)
+            return sdf.meet(self._neckline(p).abs() - 0.020, self._over(p, 0.030).abs() - 0.016, 0.02)
         if kind == "shirt":
             return self._collar(p)
         if kind == "suit and tie":
             return torch.minimum(self._suit_front(p), self._lapels(p, 0.21, 0.84))
         if kind == "leather jacket":
-            collar = sdf.meet((r - neck - 0.070 - 0.25 * (p.y + 0.43)).abs() - 0.022, (p.y + 0.43 + 0.30 * p.z).abs() - 0.085, 0.03)
+            stand = (r - neck - 0.070 - 0.25 * (p.y + 0.43)).abs() - 0.022
+            collar = sdf.meet(stand, (p.y + 0.43 + 0.30 * p.z).abs() - 0.085, 0.03)
             collar = torch.maximum(collar, -self._opening(p, 0.21, 0.90) - 0.01) * 0.9
             inner = self._over(p, 0.022, -0.46)
             return torch.minimum(torch.minimum(collar, self._lapels(p, 0.19, 0.90)), inner)
@@ -115,7 +120,7 @@ class Clothes:
     def _collar(self, p: Place) -> Tensor:
         """A stand around the neck whose two flaps fall open in front."""
         neck = self.head.neck
-        r, _ = self._around_neck(p)
+        r = self._around_neck(p)
         flare = neck + 0.024 - 0.25 * (p.y + 0.41)
         front = ((p.z + 0.09) / r.clamp_min(0.05)).clamp_min(0)
         band = (p.y + 0.455 + 0.075 * front ** 3).abs() - 0.075 - 0.030 * front ** 4
@@ -130,7 +135,8 @@ class Clothes:
         """Two raised strips beside the V, with a notch."""
         edge = self._opening(p, wide, deep)
         notch = 0.075 + 0.045 * ((p.y + 0.60).abs() < 0.085).to(p.y.dtype) * ((p.y + 0.685) / 0.17).clamp(0, 1)
-        strip = torch.maximum((edge - 0.5 * notch).abs() - 0.5 * notch, (p.y + deep / 2 + 0.26).abs() - (deep / 2 - 0.20))
+        rows = (p.y + deep / 2 + 0.26).abs() - (deep / 2 - 0.20)
+        strip = torch.maximum((edge - 0.5 * notch).abs() - 0.5 * notch, rows)
         strip = torch.maximum(strip, -0.04 - p.z)
         return sdf.meet(strip, self._over(p, 0.078), 0.02) * 0.85
 
@@ -143,7 +149,8 @@ class Clothes:
         down = (-0.530 - p.y).clamp_min(0)
         half = 0.034 + 0.11 * down
         knot = sdf.ellipsoid(p.x, p.y, p.z, (0, -0.530, self.head.neck + 0.005), (0.055, 0.050, 0.050))
-        blade = torch.maximum(torch.maximum((p.m - half) * 0.95, self._over(p, 0.052)), torch.maximum(p.y + 0.530, -p.z))
+        blade = torch.maximum((p.m - half) * 0.95, self._over(p, 0.052))
+        blade = torch.maximum(blade, torch.maximum(p.y + 0.530, -p.z))
         return torch.minimum(knot, blade)
 
     def garment_color(self, p: Place) -> Tensor:
@@ -169,8 +176,8 @@ class Clothes:
             seam = (p.m - 0.44 * self.wide - 0.2 * (p.y + 0.7)).abs() - 0.006
             return sdf.mix(color, rgb["deep"], sdf.inside(seam, 0.012) * 0.6)
         if kind == "hoodie":
-            return sdf.mix(color, rgb["deep"], sdf.inside(sdf.length(p.x, p.z + 0.1) - self.head.neck - 0.09, 0.05) * 0.45
-                           * (p.y > -0.56).to(color.dtype))
+            well = sdf.inside(sdf.length(p.x, p.z + 0.1) - self.head.neck - 0.09, 0.05)
+            return sdf.mix(color, rgb["deep"], well * 0.45 * (p.y > -0.56).to(color.dtype))
         return color
 
     def trim_color(self, p: Place) -> Tensor:

@@ -166,13 +166,15 @@ class AvatarDataset:
 
     def cameras(self, i: int) -> list[Camera]:
         """The cameras of the pictures of avatar `i`."""
-        height, width = self._shape(i)
-        return [Camera(matrix, *(float(v) for v in row), width=width, height=height)
-                for matrix, row in zip(self.read(i, "cam2world"), self.read(i, "intrinsics"), strict=True)]
+        height, width = self._picture_size(i)
+        intrinsics = self.read(i, "intrinsics").tolist()
+        return [Camera(matrix, fx, fy, cx, cy, width, height)
+                for matrix, (fx, fy, cx, cy) in zip(self.read(i, "cam2world"), intrinsics, strict=True)]
 
-    def _shape(self, i: int) -> tuple[int, int]:
+    def _picture_size(self, i: int) -> tuple[int, int]:
         with safe_open(self._where[i][0], framework="pt") as file:
-            return tuple(file.get_slice("images").get_shape()[2:4])
+            _, _, height, width, _ = file.get_slice("images").get_shape()
+        return height, width
 
     def points(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """Points [N, 3], signed distances [N] and colours [N, 3] in 0..1 of avatar `i`, all float32."""
@@ -213,7 +215,8 @@ def build(folder: str | Path, recipe: Recipe, *, workers: int = 1, first: int = 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 after one line about what was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m rodin_model.avatars.dataset", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.avatars.dataset",
+                                     description="Make shards of procedural avatars from a seed.")
     parser.add_argument("--output", required=True, help="folder of the shards; made if it is absent")
     parser.add_argument("--count", type=int, required=True, help="number of avatars")
     parser.add_argument("--seed", type=int, default=0, help="0 is the training set, 1 the held-out set")

@@ -51,8 +51,9 @@ class Face:
             lip = palette.from_hex("9c1458")
         shadow = palette.from_hex("7a4fd0") if a.number("accessory_color") > 0 else palette.from_hex("2a86c8")
         eye = palette.EYE[a.eye_color]
-        table = {"skin": skin, "lip": lip, "line": (skin[0] * 0.64, skin[1] * 0.47, skin[2] * 0.43), "rose": (skin[0] * 1.0, skin[1] * 0.66, skin[2] * 0.64),
-                 "ink": palette.INK, "shadow": palette.blend(shadow, skin, 0.12), "mouth": palette.from_hex("5a1420"),
+        table = {"skin": skin, "lip": lip, "line": (skin[0] * 0.64, skin[1] * 0.47, skin[2] * 0.43),
+                 "rose": (skin[0] * 1.0, skin[1] * 0.66, skin[2] * 0.64), "ink": palette.INK,
+                 "shadow": palette.blend(shadow, skin, 0.12), "mouth": palette.from_hex("5a1420"),
                  "teeth": palette.from_hex("fdf8f0"), "tongue": palette.from_hex("e2606a"), "eye": eye,
                  "eye_edge": palette.dark(eye, 0.42), "eye_light": palette.blend(eye, (1, 1, 1), 0.35),
                  "white": palette.from_hex("fbf8f5"), "shade": palette.from_hex("b9b4bd"), "brow": brow_rgb(a),
@@ -74,10 +75,12 @@ class Face:
             grain = 0.62 + 0.30 * torch.sin(95 * p.x + 40 * p.y) * torch.sin(95 * p.y - 30 * p.x)
             color = sdf.mix(color, rgb["stubble"], sdf.inside(beard_mask(p, head), 0.05) * grain * 0.78)
         color = self._age(p, color, front)
-        nostrils = sdf.length((p.m - 0.55 * head.wing_x) / 1.3, p.y - head.nose_y + 0.030 + 0.4 * (head.wing - 0.036)) - 0.011
+        low = p.y - head.nose_y + 0.030 + 0.4 * (head.wing - 0.036)
+        nostrils = sdf.length((p.m - 0.55 * head.wing_x) / 1.3, low) - 0.011
         color = sdf.mix(color, rgb["line"], sdf.inside(nostrils, 0.012) * 0.8 * (p.z > head.front - 0.03))
         under = torch.exp(-((p.m / (0.035 + head.wing_x)) ** 2 + ((p.y - head.nose_y + head.tip + 0.010) / 0.020) ** 2))
-        beside = torch.exp(-(((p.m - head.wing_x - head.wing) / 0.014) ** 2 + ((p.y - head.nose_y + 0.008) / 0.030) ** 2))
+        across = (p.m - head.wing_x - head.wing) / 0.014
+        beside = torch.exp(-(across ** 2 + ((p.y - head.nose_y + 0.008) / 0.030) ** 2))
         color = sdf.mix(color, rgb["line"], (0.28 * under + 0.28 * beside) * front)
         color = self._around_eyes(p, color, front)
         return self._mouth(p, color, front)
@@ -109,15 +112,18 @@ class Face:
         """Lashes along the upper lid, the crease, eye shadow."""
         head, rgb, made_up = self.head, self.rgb, self.a.makeup
         u, v = head.eye_frame(p)
+        half = head.eye[3]
         gap = head.lids(u, v)
         upper = (v > -0.2 * head.lid_down).to(color.dtype) * front
         if made_up == "bold":
-            lid = torch.maximum(gap - 0.050, torch.maximum(0.3 * u.abs() - v - 0.005, u.abs() - head.eye[3] * 1.04))
+            lid = torch.maximum(gap - 0.050, torch.maximum(0.3 * u.abs() - v - 0.005, u.abs() - half * 1.04))
             color = sdf.mix(color, rgb["shadow"], sdf.inside(lid, 0.020) * 0.88 * front)
-        thick = 0.012 + (0.006 if self.a.gender == "woman" else 0.0) + 0.005 * (made_up != "none") + 0.003 * (made_up == "bold")
-        tip = (u / head.eye[3] - 0.80) / 0.36
-        wing = torch.maximum((v - 0.55 * (u - head.eye[3] * 0.9) - 0.004).abs() - 0.018 * (1 - tip), (tip - 0.5).abs() * 0.05 - 0.025)
-        lash = torch.maximum(gap - thick * (0.80 + 0.35 * (u / head.eye[3])), u.abs() - head.eye[3] * 0.99)
+        thick = 0.012 + (0.006 if self.a.gender == "woman" else 0.0)
+        thick = thick + 0.005 * (made_up != "none") + 0.003 * (made_up == "bold")
+        tip = (u / half - 0.80) / 0.36
+        rise = (v - 0.55 * (u - half * 0.9) - 0.004).abs() - 0.018 * (1 - tip)
+        wing = torch.maximum(rise, (tip - 0.5).abs() * 0.05 - 0.025)
+        lash = torch.maximum(gap - thick * (0.80 + 0.35 * (u / half)), u.abs() - half * 0.99)
         if self.a.gender == "woman" or made_up != "none":
             lash = torch.minimum(lash, wing)
         color = sdf.mix(color, rgb["line"], sdf.inside(gap - 0.006, 0.012) * front * 0.45)

@@ -1,7 +1,7 @@
 """One avatar as a signed-distance field with colour: what pictures, points and the data set are made from.
 
 The field is the union of parts (skin, eyes, brows, hair, beard, garment, trim, glasses, hat, earrings, headphones).
-A grid of distances, exact near the surface, is baked once, so that rays can step and light can be computed with
+A grid of distances, exact near the surface, is baked on first use, so that rays can step and light can be computed with
 lookups; the exact field is evaluated only where a ray lands.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rodin_model.avatars import sdf
 from rodin_model.avatars.accessories import Earrings, Glasses, Hat, Headphones
 from rodin_model.avatars.attributes import Attributes
 from rodin_model.avatars.clothes import Clothes
@@ -26,6 +26,8 @@ from rodin_model.avatars.sdf import Place
 GRID, BLOCK = 128, 8
 #: The parts are modelled in their own unit; `SCALE` box units make one of it, `DROP` lower.
 SCALE, DROP = 1.08, 0.03
+#: Gloss of the garments and hair styles that differ from the rest.
+_SHINE = {"leather jacket": 0.42, "afro": 0.03, "buzz cut": 0.03}
 _KEY = torch.nn.functional.normalize(torch.tensor([-0.40, 0.62, 0.68]), dim=0)
 _HALF = torch.nn.functional.normalize(torch.tensor([-0.25, 0.45, 0.86]), dim=0)
 
@@ -54,7 +56,6 @@ class AvatarField:
         self.attributes, self.device = attributes, torch.device(device)
         self.parts = self._assemble(attributes)
         self._chunk = 16_384 if self.device.type == "cpu" else 2_000_000
-        self.grid = self._bake()
 
     def _assemble(self, a: Attributes) -> list[Part]:
         """The parts that this avatar has."""
@@ -64,12 +65,12 @@ class AvatarField:
         parts = [Part("skin", lambda p: torch.minimum(head.skin(p), clothes.body(p)), face.skin, 0.10, warm),
                  Part("eyes", head.eyes, face.eyes, 0.0, (0.90, 0.88, 0.92)),
                  Part("brows", head.brows, face.brows),
-                 Part("garment", clothes.garment, clothes.garment_color, 0.42 if a.clothing == "leather jacket" else 0.03)]
+                 Part("garment", clothes.garment, clothes.garment_color, _SHINE.get(a.clothing, 0.03))]
         if clothes.has_trim and a.clothing != "dress":
             parts.append(Part("trim", clothes.trim, clothes.trim_color, 0.05))
         hair, beard = Hair(a, head, device), FacialHair(a, head, device)
         if hair.present:
-            parts.append(Part("hair", hair.distance, hair.color, 0.16 if a.hair_style not in ("afro", "buzz cut") else 0.03))
+            parts.append(Part("hair", hair.distance, hair.color, _SHINE.get(a.hair_style, 0.16)))
         if beard.present:
             parts.append(Part("beard", beard.distance, beard.color, 0.05))
         for name, piece, gloss in (("glasses", Glasses(a, head, device), 0.35), ("hat", Hat(a, head, device), 0.04),
@@ -145,8 +146,9 @@ class AvatarField:
         return torch.nn.functional.grid_sample(self.grid[None, None], where, mode="bilinear", padding_mode="border",
                                                align_corners=True).reshape(-1)
 
+    @cached_property
     @torch.no_grad()
-    def _bake(self) -> Tensor:
+    def grid(self) -> Tensor:
         """Distances on GRID^3 nodes, [z, y, x]: exact in blocks that the surface may cross, interpolated elsewhere."""
         device, blocks = self.device, GRID // BLOCK
         axis = torch.linspace(-1, 1, GRID, device=device)

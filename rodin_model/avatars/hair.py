@@ -105,7 +105,8 @@ class Hair:
         """A cap with a tousled tuft over the forehead."""
         d = self._cap(p, 0.050, 0.415, spikes=0.022)
         top = 0.62 + 0.3 * (self.head.height - 1)
-        tuft = sdf.ellipsoid(p.x, p.y - 0.10 * p.x, p.z, (0.02, top, 0.16), (0.27 * self.volume, 0.135 * self.volume, 0.25))
+        tuft = sdf.ellipsoid(p.x, p.y - 0.10 * p.x, p.z, (0.02, top, 0.16),
+                             (0.27 * self.volume, 0.135 * self.volume, 0.25))
         tuft = (tuft + 0.024 * torch.sin(26 * p.x + 9 * p.z + self.phase)) * 0.82
         cut = (self._face_cut(p, 0.40) + 0.022 * torch.sin(30 * p.x + self.phase)) * 0.85
         return sdf.union(d, sdf.meet(tuft, -cut, 0.03), 0.06)

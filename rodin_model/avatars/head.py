@@ -17,7 +17,7 @@ from rodin_model.avatars.sdf import Place, Vector
 _FACES = {"oval": (1.0, 1.0, 1.0, 0.0, 0.0, 0.0), "round": (1.07, 0.94, 1.16, 0.02, 0.035, 0.0),
           "square": (1.02, 1.0, 1.10, 0.0, -0.01, 1.0), "long": (0.93, 1.04, 0.96, -0.045, -0.015, 0.0),
           "heart": (1.06, 0.99, 0.80, -0.03, 0.015, 0.0)}
-#: expression: brow raise, brow tilt (inner end up), mouth curve, mouth width, upper gap, lower gap, upper lid, lower lid
+#: expression: brow raise, brow tilt (inner end up), mouth curve and width, upper and lower gap, upper and lower lid
 _EXPRESSIONS = {"neutral": (0.0, 0.0, 0.018, 1.0, 0.0, 0.0, 1.0, 1.0),
                 "smiling": (0.008, 0.0, 0.058, 1.22, 0.0, 0.0, 0.96, 0.80),
                 "laughing": (0.020, 0.0, 0.055, 1.30, 0.0, 0.100, 0.86, 0.55),
@@ -134,7 +134,7 @@ class Head:
         return torch.maximum(torch.maximum(v - self.lid_up * profile, -self.lid_down * profile - v), beside) * 0.75
 
     def mouth(self, p: Place) -> tuple[Tensor, Tensor, Tensor]:
-        """2-D distances to the mouth's opening and to the lips with it, and the height over the mouth line; each [N]."""
+        """2-D distances to the mouth's opening and to the lips around it, and the height over the mouth line; [N]."""
         across = (p.m / self.mouth_half).clamp_max(1.3) ** 2
         profile = (1 - across).clamp_min(0)
         soft = torch.sqrt(profile + 1e-4)

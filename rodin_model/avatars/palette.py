@@ -12,19 +12,19 @@ def from_hex(code: str) -> RGB:
     return (int(code[0:2], 16) / 255, int(code[2:4], 16) / 255, int(code[4:6], 16) / 255)
 
 
-SKIN: dict[str, RGB] = {"pale": from_hex("ffe3d6"), "fair": from_hex("f7c8a6"), "olive": from_hex("dba676"), "brown": from_hex("b87a4c"),
-                        "dark brown": from_hex("85512f"), "black": from_hex("55321f")}
-HAIR: dict[str, RGB] = {"black": from_hex("1f1c22"), "dark brown": from_hex("4a2c1c"), "light brown": from_hex("9a6a3e"),
-                        "blonde": from_hex("f0cc74"), "red": from_hex("c4481c"), "gray": from_hex("9a9ba0"), "white": from_hex("f1efec"),
-                        "blue": from_hex("2f6fe0"), "pink": from_hex("f77fb4"), "purple": from_hex("8a45c9"), "green": from_hex("38a860")}
-EYE: dict[str, RGB] = {"brown": from_hex("6b3a18"), "blue": from_hex("3a8cf0"), "green": from_hex("38a04c"), "gray": from_hex("8c9aa6"),
-                       "hazel": from_hex("b0801f")}
-CLOTH: dict[str, RGB] = {"black": from_hex("26262b"), "white": from_hex("f2f1ee"), "gray": from_hex("8e9299"), "navy": from_hex("22305e"),
-                         "blue": from_hex("3a7be0"), "red": from_hex("d93636"), "green": from_hex("35a05a"), "yellow": from_hex("f5cb3c"),
-                         "orange": from_hex("f28a30"), "purple": from_hex("8648c0"), "pink": from_hex("f590b8"), "brown": from_hex("80522e")}
+def _table(**codes: str) -> dict[str, RGB]:
+    return {name.replace("_", " "): from_hex(code) for name, code in codes.items()}
+
+
+SKIN = _table(pale="ffe3d6", fair="f7c8a6", olive="dba676", brown="b87a4c", dark_brown="85512f", black="55321f")
+HAIR = _table(black="1f1c22", dark_brown="4a2c1c", light_brown="9a6a3e", blonde="f0cc74", red="c4481c", gray="9a9ba0",
+              white="f1efec", blue="2f6fe0", pink="f77fb4", purple="8a45c9", green="38a860")
+EYE = _table(brown="6b3a18", blue="3a8cf0", green="38a04c", gray="8c9aa6", hazel="b0801f")
+CLOTH = _table(black="26262b", white="f2f1ee", gray="8e9299", navy="22305e", blue="3a7be0", red="d93636",
+               green="35a05a", yellow="f5cb3c", orange="f28a30", purple="8648c0", pink="f590b8", brown="80522e")
 #: One accessory colour for each half step of `accessory_color`; neighbours are blended.
-ACCESSORY: tuple[RGB, ...] = tuple(from_hex(c) for c in ("2a2a30", "27438a", "2b8fb8", "2fa36b", "e8b23a", "e86f2c", "cf3542",
-                                                     "b0417f", "6a3f2a"))
+ACCESSORY = tuple(from_hex(code) for code in ("2a2a30", "27438a", "2b8fb8", "2fa36b", "e8b23a", "e86f2c", "cf3542",
+                                              "b0417f", "6a3f2a"))
 GOLD, SILVER, WHITE, INK = from_hex("f3c24c"), from_hex("d4d8de"), from_hex("fbfaf7"), from_hex("191418")
 
 

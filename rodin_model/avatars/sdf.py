@@ -17,7 +17,7 @@ Vector = tuple[float, float, float]
 
 @dataclass
 class Place:
-    """Points as three coordinate tensors [N], `m` = |x| for everything that is mirrored, and memoised shared distances."""
+    """Points as coordinate tensors [N], `m` = |x| for all that is mirrored, and distances that parts share."""
 
     x: Tensor
     y: Tensor
@@ -110,6 +110,7 @@ def mix(base: Tensor, other: Tensor, weight: Tensor | float) -> Tensor:
 
 def bubbles(x: Tensor, y: Tensor, z: Tensor, frequency: float, phase: float) -> Tensor:
     """Round bumps in [-1, 1], two interleaved lattices of sines: curls and fur."""
-    one = torch.sin(frequency * x + phase) * torch.sin(frequency * y + 1.3 * phase) * torch.sin(frequency * z + 0.7 * phase)
+    one = torch.sin(frequency * x + phase) * torch.sin(frequency * y + 1.3 * phase)
+    one = one * torch.sin(frequency * z + 0.7 * phase)
     two = torch.cos(frequency * 0.83 * (x + 0.5 * y)) * torch.cos(frequency * 0.83 * (y - 0.5 * z) + phase)
     return 0.6 * one + 0.4 * two
