@@ -38,7 +38,7 @@ QUADRATURES = ("left", "midpoint")
 KEEP_SAMPLES = 1 << 20
 #: Samples whose graph the recomputing backward holds at once, and rays of one chunk of importance sampling.
 BACKWARD_SAMPLES = 1 << 19
-IMPORTANCE_RAYS = 1 << 16
+IMPORTANCE_RAYS = 1 << 15
 
 
 def render_triplane(

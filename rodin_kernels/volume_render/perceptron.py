@@ -6,7 +6,7 @@ Measured for 16 -> 64 -> 64 -> 4 on one core: `linear` and `relu` over 65,536 ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 #: Activations of hidden layers.
 ACTIVATIONS = ("relu", "silu", "softplus", "leaky_relu")
-#: Rows that go through all layers together.
-ROWS = 4096
+#: Rows that go through all layers together. oneDNN compiles and keeps a program for every number of rows that it sees,
+#: so it sees only these two; what is left over goes through plain layers.
+ROWS = (4096, 512)
 
 _ACTIVATE: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu, "silu": F.silu, "softplus": F.softplus, "leaky_relu": F.leaky_relu,
@@ -62,8 +63,20 @@ def _fits(x: Tensor, parameters: Sequence[Tensor]) -> bool:
                for p in (x, *parameters))
 
 
+def _pieces(rows: int) -> Iterator[slice]:
+    """Slices that cover `rows` rows: as many of each of `ROWS` as fit, then the rest."""
+    first = 0
+    for size in ROWS:
+        while rows - first >= size:
+            yield slice(first, first + size)
+            first += size
+    if first < rows:
+        yield slice(first, rows)
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
-    out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    fused = x.shape[0] in ROWS
+    out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "") if fused else F.linear(x, weight, bias)
     if activation == "relu":
         # not oneDNN's own, which turns what is not a number into 0
         return out.relu_()
@@ -77,13 +90,13 @@ def _forward(x: Tensor, parameters: Sequence[Tensor], activation: str, bias: boo
     layers = [(parameters[i], parameters[i + 1] if bias else None) for i in range(0, len(parameters), step)]
     out = x.new_empty(x.shape[0], layers[-1][0].shape[0])
     kept: list[list[Tensor]] = []
-    for first in range(0, x.shape[0], ROWS):
-        hidden = x[first:first + ROWS]
+    for piece in _pieces(x.shape[0]):
+        hidden = x[piece]
         own = []
         for weight, shift in layers[:-1]:
             hidden = _linear(hidden, weight, shift, activation)
             own.append(hidden)
-        out[first:first + ROWS] = _linear(hidden, *layers[-1], None)
+        out[piece] = _linear(hidden, *layers[-1], None)
         if keep:
             kept.append(own)
     return out, kept
@@ -138,8 +151,7 @@ def _gradients(x: Tensor, parameters: Sequence[Tensor], grad: Tensor, needed: Se
     transposed = [w.t().contiguous() for w in weights]
     totals = [torch.zeros_like(p) if n else None for p, n in zip(parameters, needed[1:], strict=True)]
     grad_x = torch.empty_like(x) if needed[0] else None
-    for piece, hidden in enumerate(kept):
-        rows = slice(piece * ROWS, piece * ROWS + ROWS)
+    for rows, hidden in zip(_pieces(x.shape[0]), kept, strict=True):
         inputs, flowing = [x[rows], *hidden], grad[rows].contiguous()
         for layer in reversed(range(len(weights))):
             if (total := totals[layer * step]) is not None:

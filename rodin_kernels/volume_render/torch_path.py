@@ -21,7 +21,7 @@ from .rays import bin_positions, hashed_uniform, sample_lengths
 
 #: Samples (rays times steps) of one chunk of rays, and steps of one block when rays may be closed early.
 CHUNK_SAMPLES = 1 << 19
-BLOCK_STEPS = 12
+BLOCK_STEPS = 16
 #: Cells are looked up a little inside the box, so that rounding never loses a point on its faces.
 FACE_MARGIN = 2e-6
 
@@ -154,11 +154,11 @@ def _chunk(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: Ma
     count = rays.origins.shape[0]
     with torch.no_grad():
         met = _meets(rays, cells).nonzero().view(-1)
-    everything = how.weights or len(met) == count
-    summed = _march_rays(rays if everything else rays.take(met), seed, cells, field, how, width)
-    if everything:
-        return summed
-    return Summed._make(None if x is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, met, x) for x in summed)
+    if len(met) == count:
+        return _march_rays(rays, seed, cells, field, how, width)
+    summed = _march_rays(rays.take(met), seed, cells, field, how, width)
+    summed = Summed._make(None if x is None else x.new_zeros(count, *x.shape[1:]).index_copy(0, met, x) for x in summed)
+    return summed._replace(t=_along(_positions(rays, seed, how)[0], how)) if how.weights else summed
 
 
 def _meets(rays: Rays, cells: Cells) -> Tensor:
@@ -193,7 +193,7 @@ def _sum_rows(found: Found, t: Tensor, delta: Tensor, how: March) -> Summed:
     midpoint = how.quadrature == "midpoint"
     weights, _ = volume_weights(0.5 * (rows[:, 1:] + rows[:, :-1]) if midpoint else rows,
                                 delta.expand(-1, t.shape[1] - midpoint), stop_below=how.stop_below)
-    along = 0.5 * (t[:, 1:] + t[:, :-1]) if midpoint else t
+    along = _along(t, how)
     shares = 0.5 * (F.pad(weights, (0, 1)) + F.pad(weights, (1, 0))) if midpoint else weights
     summed = _summed(found, shares.reshape(-1).index_select(0, found.where), t.shape[0])
     return summed._replace(depth=(weights * along).sum(-1), opacity=weights.sum(-1),
@@ -221,6 +221,11 @@ def _positions(rays: Rays, seed: Tensor | None, how: March) -> tuple[Tensor, Ten
     if how.quadrature == "midpoint":
         return t, sample_lengths(t, rays.far, how.quadrature) * speed
     return t, delta[:, :1] * speed
+
+
+def _along(t: Tensor, how: March) -> Tensor:
+    """Where the weights lie: at the samples, or half way between neighbours."""
+    return 0.5 * (t[:, 1:] + t[:, :-1]) if how.quadrature == "midpoint" else t
 
 
 def _lengths_at(delta: Tensor, found: Found) -> Tensor:

@@ -104,7 +104,7 @@ def test_single_precision_keeps_the_budget_of_the_specification() -> None:
 
 
 @given(st.integers(0, 3), st.integers(0, 17), st.integers(0, 20), st.floats(0, 1), st.integers(0, 99))
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_any_size_and_stop(batch: int, rays: int, samples: int, stop: float, seed: int) -> None:
     _, _, _, decoder = scene()
     planes = random_planes(batch, 4, 5, seed=seed, dtype=torch.float64)
