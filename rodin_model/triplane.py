@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from rodin_kernels import RODIN, OccupancyGrid, Rendered, TinyDecoder, render_triplane, sample_triplane
-from rodin_model import checkpoints
-from rodin_model.cameras import Camera, box_near_far, turntable
-from rodin_model.decoder import DecoderConfig
+
+from . import checkpoints
+from .cameras import Camera, box_near_far, turntable
+from .decoder import copy_decoder, fill_decoder, new_decoder
 
 #: Written into every avatar file; a reader refuses files of another format.
 FORMAT = "rodin-avatar-1"
 #: Rays and points that go through the renderer at once: bounds memory, changes no result.
 CHUNK = 65536
+#: Cells of the occupancy grid along each axis; each is looked at once, and grows by one cell in all directions.
+OCCUPANCY = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +52,9 @@ class Avatar:
             shape = tuple(self.planes.shape) if isinstance(self.planes, Tensor) else type(self.planes).__name__
             raise ValueError(f"planes must be a tensor [3, C, H, W]; got {shape}")
         expected = self.planes.shape[1] * (3 if self.reduce == "concat" else 1)
-        if self.decoder.in_features != expected:
-            raise ValueError(f"the decoder reads {self.decoder.in_features} features, but planes of "
+        reads = self.decoder.choices.in_features
+        if reads != expected:
+            raise ValueError(f"the decoder reads {reads} features, but planes of "
                              f"{self.planes.shape[1]} channels with reduce={self.reduce!r} give {expected}")
 
     @property
@@ -66,17 +70,16 @@ class Avatar:
 
     def to(self, device: torch.device | str) -> Avatar:
         """The same avatar on another device; planes become float32, the caller's decoder is left where it is."""
-        decoder = DecoderConfig.of(self.decoder).build(seed=0).to(device)
-        decoder.load_state_dict(self.decoder.state_dict())
         metadata = {name: value.to(device) if isinstance(value, Tensor) else value
                     for name, value in self.metadata.items()}
-        return dataclasses.replace(self, planes=self.planes.to(device, torch.float32), decoder=decoder,
-                                   metadata=metadata)
+        return dataclasses.replace(self, planes=self.planes.to(device, torch.float32),
+                                   decoder=copy_decoder(self.decoder, device), metadata=metadata)
 
     def occupancy(self) -> OccupancyGrid:
         """Where the avatar is not empty: built once, then kept; `render` steps only through it."""
         if "occupancy" not in self._cache:
-            self._cache["occupancy"] = OccupancyGrid.from_planes(self._batch(), self.decoder, **self.conventions)
+            self._cache["occupancy"] = OccupancyGrid.from_planes(self._batch(), self.decoder, OCCUPANCY,
+                                                                 samples_per_cell=1, **self.conventions)
         return self._cache["occupancy"]
 
     @torch.no_grad()
@@ -90,7 +93,8 @@ class Avatar:
         """
         origins, directions = camera.rays(self.device)
         near, far = box_near_far(origins, directions)
-        behind = torch.as_tensor(background, dtype=torch.float32, device=self.device).expand(self.decoder.out_features)
+        colors = self.decoder.choices.out_features
+        behind = torch.as_tensor(background, dtype=torch.float32, device=self.device).expand(colors)
         shared = {**self.conventions, "num_samples": num_samples, "num_importance": num_importance,
                   "background": behind, "outputs": tuple(outputs),
                   "occupancy": self.occupancy() if use_occupancy else None}
@@ -127,7 +131,7 @@ class Avatar:
                     for name, value in self.metadata.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in self.metadata.items() if not isinstance(value, Tensor)}
         facts = {"format": FORMAT, "box": [-1.0, 1.0], **self.conventions, "layout": list(self.layout),
-                 "decoder": DecoderConfig.of(self.decoder).to_dict(), "metadata": plain}
+                 "decoder": self.decoder.config(), "metadata": plain}
         checkpoints.save_tensors(path, tensors, {"rodin": json.dumps(facts, sort_keys=True)})
 
     @classmethod
@@ -137,9 +141,8 @@ class Avatar:
         facts = json.loads((header or {}).get("rodin", "{}"))
         if facts.get("format") != FORMAT:
             raise ValueError(f"{path} is not an avatar: expected format {FORMAT!r}, got {facts.get('format')!r}")
-        decoder = DecoderConfig.from_dict(facts["decoder"]).build(seed=0).to(device)
-        decoder.load_state_dict({name.removeprefix("decoder."): value for name, value in tensors.items()
-                                 if name.startswith("decoder.")})
+        decoder = new_decoder(facts["decoder"]).to(device)
+        fill_decoder(decoder, tensors, str(path))
         extra = {name.removeprefix("metadata."): value for name, value in tensors.items()
                  if name.startswith("metadata.")}
         return cls(tensors["planes"], decoder, tuple(facts["layout"]), facts["reduce"], facts["align_corners"],
@@ -147,7 +150,7 @@ class Avatar:
 
     def export(self, path: str | Path, **options: Any) -> Path:
         """Write a coloured mesh (glb, obj or ply by the name's ending); `options` go to `rodin_model.mesh.export`."""
-        from rodin_model import mesh  # mesh imports this module for its types
+        from . import mesh  # mesh imports this module for its types
         return mesh.export(self, path, **options)
 
     def _batch(self) -> Tensor:
@@ -167,10 +170,7 @@ class Avatar:
             inside = (part.abs() <= 1).all(-1)
             sigma.append(torch.where(inside, s, torch.zeros_like(s)))
             rgb.append(c)
-        shape = points.shape[:-1]
-        if not sigma:
-            return flat.new_zeros(shape), flat.new_zeros(*shape, self.decoder.out_features)
-        return torch.cat(sigma).reshape(shape), torch.cat(rgb).reshape(*shape, -1)
+        return torch.cat(sigma).reshape(points.shape[:-1]), torch.cat(rgb).reshape(*points.shape[:-1], rgb[0].shape[-1])
 
 
 def _stack(parts: Sequence[Rendered], size: tuple[int, int]) -> Rendered:

@@ -1,0 +1,128 @@
+"""What avatars are fitted to: labelled points and pictures, and seeded draws of points and rays from them.
+
+Every draw follows from its keys alone, one key of integers for each avatar, so an avatar's draws do not depend on the
+batch that it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cameras import box_near_far
+
+#: Points further than this from the surface, in world units, are far: they tell where nothing is.
+FAR = 0.1
+
+
+class Cloud(NamedTuple):
+    """Labelled points of A avatars: points [A, N, 3] in the box, signed distance [A, N], color [A, N, 3] uint8."""
+
+    points: Tensor
+    distance: Tensor
+    color: Tensor
+
+
+class Views(NamedTuple):
+    """Pictures of A avatars: rgb [A, V, H, W, 3] uint8 on white, alpha and depth [A, V, H, W], cameras.
+
+    alpha is uint8; depth is the distance along the unit ray, 0 where there is nothing; cam2world [A, V, 4, 4];
+    intrinsics [A, V, 4] are fx, fy, cx, cy in pixels.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    depth: Tensor
+    cam2world: Tensor
+    intrinsics: Tensor
+
+
+class Rays(NamedTuple):
+    """A draw from `Views`: origins, directions [A, R, 3], t [A, R, S], rgb [A, R, 3] on white, alpha [A, R]."""
+
+    origins: Tensor
+    directions: Tensor
+    t: Tensor
+    rgb: Tensor
+    alpha: Tensor
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that depends on all numbers of `key` (each at least 0) and on nothing else."""
+    state = np.random.SeedSequence(key).generate_state(2)
+    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+
+def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]], far_share: float = 0.25) -> Cloud:
+    """`count` points of each avatar, drawn with replacement by that avatar's key; colours become float in [0, 1].
+
+    A share of `far_share` is drawn among the points further than `FAR` from the surface, the rest among the others.
+    """
+    device, index = cloud.points.device, []
+    for row, key in enumerate(keys):
+        far = cloud.distance[row].abs() > FAR
+        pools = [pool if len(pool) else torch.arange(len(far), device=device)
+                 for pool in (far.nonzero()[:, 0], (~far).nonzero()[:, 0])]
+        drawn = torch.rand(count, generator=generator(*key), dtype=torch.float64).to(device)
+        split = int(count * far_share)
+        index.append(torch.cat([pool[(part * len(pool)).long()]
+                                for pool, part in zip(pools, (drawn[:split], drawn[split:]), strict=True)]))
+    chosen, rows = torch.stack(index), torch.arange(len(keys), device=device)[:, None]
+    return Cloud(cloud.points[rows, chosen].float(), cloud.distance[rows, chosen].float(),
+                 cloud.color[rows, chosen].float() / 255)
+
+
+def ray_depths(views: Views) -> Tensor:
+    """The depth of every pixel [A, V, H, W], widened by two pixels beyond the silhouette so that edges are seen."""
+    depth = views.depth.float()
+    wide = F.max_pool2d(depth.flatten(0, 1)[:, None], 5, 1, 2)[:, 0].view_as(depth)
+    return torch.where(depth > 0, depth, wide)
+
+
+def draw_rays(views: Views, depths: Tensor, count: int, samples: int, keys: Sequence[tuple[int, ...]]) -> Rays:
+    """`count` rays of each avatar by its key, three quarters of them through or beside the avatar.
+
+    Where the depth is known (`ray_depths`), two thirds of the samples lie within +- 0.08 of it and the rest between
+    near and it; other rays are sampled evenly. All samples are jittered in their bins and sorted.
+    """
+    a, v, h, w = views.alpha.shape
+    device = views.rgb.device
+    pick, noise = [], []
+    for row, key in enumerate(keys):
+        random = generator(*key)
+        hits = (depths[row].reshape(-1) > 0).nonzero()[:, 0].cpu()
+        any_pixel = torch.randint(v * h * w, (count,), generator=random)
+        hit = (torch.rand(count, generator=random) * len(hits)).long().clamp_max(max(len(hits) - 1, 0))
+        chosen = torch.where(torch.arange(count) < count * 3 // 4, hits[hit] if len(hits) else any_pixel, any_pixel)
+        pick.append(chosen)
+        noise.append(torch.rand(count, samples, generator=random))
+    index, u = torch.stack(pick).to(device), torch.stack(noise).to(device)
+    rows = torch.arange(a, device=device)[:, None]
+    view, pixel = index // (h * w), index % (h * w)
+    matrix, lens = views.cam2world[rows, view], views.intrinsics[rows, view]
+    x, y = (pixel % w + 0.5 - lens[..., 2]) / lens[..., 0], (pixel // w + 0.5 - lens[..., 3]) / lens[..., 1]
+    local = torch.stack([x, y, torch.ones_like(x)], -1)
+    directions = F.normalize((matrix[..., :3, :3] @ local[..., None])[..., 0], dim=-1)
+    origins = matrix[..., :3, 3].contiguous()
+    near, far = box_near_far(origins, directions)
+    t = _ray_samples(depths.reshape(a, -1)[rows, index], near, far, u)
+    return Rays(origins, directions, t, views.rgb.reshape(a, -1, 3)[rows, index].float() / 255,
+                views.alpha.reshape(a, -1)[rows, index].float() / 255)
+
+
+def _ray_samples(depth: Tensor, near: Tensor, far: Tensor, u: Tensor) -> Tensor:
+    samples = u.shape[-1]
+    bins = torch.arange(samples, device=u.device) + u
+    even = near[..., None] + (far - near)[..., None] * bins / samples
+    close = samples * 2 // 3
+    rest = samples - close
+    shell_near = torch.maximum(depth - 0.08, near)
+    shell_far = torch.minimum(depth + 0.08, far)
+    front = near[..., None] + (shell_near - near)[..., None] * bins[..., :rest] / rest
+    shell = shell_near[..., None] + (shell_far - shell_near)[..., None] * (bins[..., rest:] - rest) / close
+    return torch.where((depth > 0)[..., None], torch.cat([front, shell], -1), even).sort(-1).values
