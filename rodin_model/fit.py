@@ -79,7 +79,7 @@ class FitConfig:
     joint: StageConfig = StageConfig(steps=2400, points=12288, rate=0.02)
     coarse: StageConfig = StageConfig(steps=100, points=4096, rate=0.04, rays=512, first_ray=70, samples=16,
                                       far_share=0.5)
-    fine: StageConfig = StageConfig(steps=120, points=8192, rate=0.012, rays=1024, first_ray=50)
+    fine: StageConfig = StageConfig(steps=100, points=8192, rate=0.014, rays=768, first_ray=45, samples=20)
     joint_avatars: int = 4
     joint_decoder_rate: float = 2e-3
     joint_noise: float = 0.02
@@ -145,6 +145,8 @@ def picture_loss(planes: Tensor, decoder: TinyDecoder, rays: Rays, config: FitCo
     seen = render_triplane(planes, rays.origins, rays.directions, decoder, near=near, far=far,
                            num_samples=rays.t.shape[-1], t=rays.t, background=planes.new_ones(3),
                            outputs=("rgb", "opacity"), **conventions(config.planes))
+    assert seen.rgb is not None
+    assert seen.opacity is not None
     color = (seen.rgb - rays.rgb).square().mean((-2, -1))
     return color + (seen.opacity - rays.alpha).square().mean(-1)
 
@@ -206,7 +208,7 @@ def fit_planes(start: Tensor, decoder: TinyDecoder, cloud: Cloud, stage: StageCo
         drawn = draw_points(cloud, stage.points, [(seed, i, step) for i in ids], stage.far_share)
         loss = point_loss(*decode_points(planes, drawn.points, frozen, config), drawn, config.losses)
         loss = loss + plane_loss(planes, start, config.losses)
-        if depths is not None and step >= stage.first_ray:
+        if views is not None and depths is not None and step >= stage.first_ray:
             rays = draw_rays(views, depths, stage.rays, stage.samples, [(seed, i, step, 1) for i in ids])
             loss = loss + config.losses.picture * picture_loss(planes, frozen, rays, config)
         loss.sum().backward()

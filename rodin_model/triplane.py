@@ -104,12 +104,18 @@ class Avatar:
                  for a in range(0, origins.shape[0], CHUNK)]
         return _stack(parts, (camera.height, camera.width))
 
+    def picture(self, camera: Camera, **options: Any) -> Tensor:
+        """The colours alone, [H, W, 3] in [0, 1]; `options` go to `render`."""
+        rgb = self.render(camera, outputs=("rgb",), **options).rgb
+        assert rgb is not None
+        return rgb
+
     def turntable(self, n: int = 24, size: int = 256, *, pitch: float = 5.0,
                   progress: Callable[[int, int], None] | None = None, **options: Any) -> Tensor:
         """`n` pictures once around the avatar: [n, size, size, 3] in [0, 1]; `options` go to `render`."""
         frames = []
         for index, camera in enumerate(turntable(n, size, pitch=pitch)):
-            frames.append(self.render(camera, outputs=("rgb",), **options).rgb)
+            frames.append(self.picture(camera, **options))
             if progress is not None:
                 progress(index + 1, n)
         return torch.stack(frames)

@@ -85,7 +85,7 @@ def look(avatar: Avatar, views: Views, row: int) -> tuple[dict[str, float], Tens
     """
     total = views.alpha.shape[1]
     chosen = [0, *range(max(1, total - HELD_OUT), total)]
-    fits = torch.stack([avatar.render(camera_of(views, row, view), outputs=("rgb",)).rgb for view in chosen]).cpu()
+    fits = torch.stack([avatar.picture(camera_of(views, row, view)) for view in chosen]).cpu()
     truth = views.rgb[row, chosen].float() / 255
     held = slice(1, None) if len(chosen) > 1 else slice(None)
     scores = {"psnr": float(psnr(fits[held], truth[held]).mean()), "ssim": float(ssim(fits[held], truth[held]).mean()),
