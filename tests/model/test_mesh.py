@@ -80,7 +80,7 @@ def test_crumbs_and_cavities_are_left_out_but_parts_stay() -> None:
 
 def test_emptiness_and_odd_numbers_are_clear_errors() -> None:
     far = Balls(((9.0, 9.0, 9.0), 0.1))
-    with pytest.raises(ValueError, match="no surface: its density is nowhere above 20"):
+    with pytest.raises(ValueError, match="no surface: its density is nowhere above 10"):
         extract_mesh(far, 16)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="resolution must lie between 16 and 512; got 4096"):
         extract_mesh(far, 4096)  # type: ignore[arg-type]
