@@ -236,11 +236,11 @@ def _describe_rest(draft: _Draft) -> None:
 
 
 def _and(parts: Sequence[str], draft: _Draft) -> str:
-    """ "a, b and c", now and then "a and b and c"."""
+    """ "a, b and c", now and then "a and b and c" or "a but b"."""
     if len(parts) < 2:
         return "".join(parts)
     if draft.chance(0.2):
-        return draft.pick((" and ", " & ", ", ")).join(parts)
+        return draft.pick((" and ", " & ", ", ", " but ", " plus ")).join(parts)
     return ", ".join(parts[:-1]) + draft.pick((" and ", ", and ")) + parts[-1]
 
 

@@ -29,8 +29,8 @@ from rodin_model.train.towers import Pictures, augment, encode_sorted, on_backgr
 class Settings:
     """How the prior is trained."""
 
-    steps: int = 4000
-    batch: int = 256
+    steps: int = 3000
+    batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     average: float = 0.999

@@ -19,31 +19,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rodin_model import checkpoints
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
 from rodin_model.avatars.captions import Labels, caption_with_labels
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.towers import Towers
 from rodin_model.train.resume import learning_rate, load_training, log_stats, make_optimizer, save_training
 
+#: Attributes that a picture in other colours no longer shows.
+COLORS = ("skin_tone", "eye_color", "hair_color", "makeup", "clothing_color")
 #: Avatars that only lend their words have seeds from here on: far from every data set's.
 WORD_SEEDS = 7_000_000_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the towers are trained; the weights of the losses are relative to the attribute losses."""
+    """How the towers are trained; the weights of the losses are relative to the attribute losses.
+
+    Words are learned long before pictures, so after `text_steps` only every `text_every`-th step has captions. With
+    `freeze_words` the word tower and the heads stay as they are: a better picture tower for the same latent space.
+    """
 
     steps: int = 3000
     text_steps: int = 1000
+    text_every: int = 6
     text_batch: int = 128
     image_batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     word_avatars: int = 8000
-    views: int = 10
+    views: int = 8
+    front_share: float = 0.7
     shape_weight: float = 0.5
     contrast_weight: float = 0.3
     pull_weight: float = 1.0
+    freeze_words: bool = False
     seed: int = 0
 
 
@@ -86,7 +96,7 @@ def on_background(rgba: Tensor, color: Tensor) -> Tensor:
 
 
 def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Tensor:
-    """Premultiplied RGBA [B, 4, S, S] in [0, 1] to pictures [B, 3, S, S] that are moved, dimmed, blurred a little.
+    """Premultiplied RGBA [B, 4, S, S] in [0, 1] to pictures [B, 3, S, S] that are mirrored, moved, dimmed, blurred.
 
     A share `white` keeps the white background, the others get a flat colour, so that portraits from elsewhere read too.
     """
@@ -95,20 +105,38 @@ def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Ten
     def uniform(*shape: int, low: float, high: float) -> Tensor:
         return torch.rand(shape, generator=generator) * (high - low) + low
 
-    angle, scale = uniform(count, low=-0.08, high=0.08), uniform(count, low=0.88, high=1.12)
-    turn = torch.stack([torch.stack([angle.cos(), -angle.sin()], 1), torch.stack([angle.sin(), angle.cos()], 1)], 1)
+    angle, scale = uniform(count, low=-0.08, high=0.08), uniform(count, low=0.85, high=1.15)
+    mirror = torch.where(uniform(count, low=0, high=1) < 0.5, -1.0, 1.0)
+    turn = torch.stack([torch.stack([angle.cos() * mirror, -angle.sin()], 1),
+                        torch.stack([angle.sin() * mirror, angle.cos()], 1)], 1)
     matrix = torch.cat([turn * scale[:, None, None], uniform(count, 2, 1, low=-0.1, high=0.1)], 2)
     rgba = F.grid_sample(rgba, F.affine_grid(matrix, list(rgba.shape), align_corners=False), align_corners=False)
-    small = int(uniform(1, low=0.45, high=0.95) * size)
+    small = int(uniform(1, low=0.6, high=0.95) * size)
     soft = F.interpolate(rgba, (small, small), mode="bilinear", antialias=True)
     soft = F.interpolate(soft, (size, size), mode="bilinear")
-    rgba = torch.where(uniform(count, 1, 1, 1, low=0, high=1) < 0.4, soft, rgba)
+    rgba = torch.where(uniform(count, 1, 1, 1, low=0, high=1) < 0.25, soft, rgba)
     keep = uniform(count, 1, low=0, high=1) < white
     images = on_background(rgba, torch.where(keep, torch.ones(count, 3), uniform(count, 3, low=0, high=1)))
     gain = uniform(count, 1, 1, 1, low=0.9, high=1.1) * uniform(count, 3, 1, 1, low=0.97, high=1.03)
     images = images * gain + uniform(count, 1, 1, 1, low=-0.03, high=0.03)
-    noise = torch.randn(images.shape, generator=generator) * uniform(count, 1, 1, 1, low=0.0, high=0.04)
+    noise = torch.randn(images.shape, generator=generator) * uniform(count, 1, 1, 1, low=0.0, high=0.03)
     return (images + noise).clamp(0, 1)
+
+
+def recolor(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Half of the pictures [B, 3, S, S] in other colours, white staying white, and which they are, bool [B].
+
+    A small data set is learned by heart by its colours. Shapes must be read without them, so the attributes that are
+    colours (`COLORS`) are not asked of these pictures. Channels trade places and are mixed, contrast changes.
+    """
+    count = len(images)
+    order = torch.rand(count, 3, generator=generator).argsort(1)
+    swapped = torch.gather(images, 1, order[:, :, None, None].expand_as(images))
+    share = torch.rand(count, 1, 1, 1, generator=generator)
+    mixed = torch.lerp(swapped, swapped.mean(1, keepdim=True), share * 0.9)
+    power = torch.exp(0.7 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1))
+    changed = torch.rand(count, generator=generator) < 0.5
+    return torch.where(changed[:, None, None, None], mixed.clamp(0, 1) ** power, images), changed
 
 
 def add_stray_words(text: str, rng: np.random.Generator) -> str:
@@ -162,6 +190,9 @@ class TowersTrainer:
         torch.manual_seed(settings.seed)
         self.towers = (towers or Towers()).requires_grad_().to(self.device)
         self.towers.image.to(memory_format=torch.channels_last)
+        if settings.freeze_words:
+            self.towers.text.requires_grad_(False)
+            self.towers.heads.requires_grad_(False)
         self.optimizer = make_optimizer(self.towers, settings.weight_decay)
         self.pictures: Pictures | None = None
         self.words = [sample_attributes(WORD_SEEDS + i) for i in range(settings.word_avatars)]
@@ -172,42 +203,56 @@ class TowersTrainer:
         """The losses of one step, everything drawn from (seed, step)."""
         s = self.settings
         rng = np.random.default_rng([s.seed, step])
+        if step >= s.text_steps and step % s.text_every:
+            pictured, images = self._draw_pictures(rng, step)
+            images, changed = recolor(images, torch.Generator().manual_seed(s.seed * 1_000_003 + step + 1))
+            weights = torch.tensor([[float(name not in COLORS) for name in CHOICES]]).expand(len(images), -1)
+            weights = torch.where(changed[:, None], weights, 1.0).to(self.device)
+            return self._image_losses(self.towers.image(images.to(self.device)), pictured, weights)
         avatars = [self.words[int(i)] for i in rng.integers(0, len(self.words), s.text_batch)]
         shares = [float(rng.uniform(0.3, 1.0)) if rng.random() < 0.3 else None for _ in avatars]
-        captions = [caption_with_labels(a, rng, full=share) for a, share in zip(avatars, shares, strict=True)]
         if step < s.text_steps:
-            z = encode_sorted(self.towers, [add_stray_words(text, rng) for text, _ in captions])
-            return {"text": self._text_loss(z, avatars, [labels for _, labels in captions])}
+            z, labels = self._encode_captions(avatars, shares, rng)
+            return {"text": self._text_loss(z, avatars, labels)}
         pictured, images = self._draw_pictures(rng, step)
-        shares = [1.0 if rng.random() < 0.5 else float(rng.uniform(0.15, 0.9)) for _ in pictured]
-        captions += [caption_with_labels(a, rng, full=share) for a, share in zip(pictured, shares, strict=True)]
-        z = encode_sorted(self.towers, [add_stray_words(text, rng) for text, _ in captions])
-        return {"text": self._text_loss(z, avatars + pictured, [labels for _, labels in captions]),
-                **self._image_losses(self.towers.image(images), z[s.text_batch:], pictured)}
+        shares += [1.0 if rng.random() < 0.5 else float(rng.uniform(0.15, 0.9)) for _ in pictured]
+        z_text, labels = self._encode_captions(avatars + pictured, shares, rng)
+        z = self.towers.image(images.to(self.device))
+        words = {} if s.freeze_words else {"text": self._text_loss(z_text, avatars + pictured, labels)}
+        return {**words, **self._image_losses(z, pictured), **self._pair_losses(z, z_text[len(avatars):])}
+
+    def _encode_captions(self, avatars: Sequence[Attributes], shares: Sequence[float | None],
+                         rng: np.random.Generator) -> tuple[Tensor, list[Labels]]:
+        captions = [caption_with_labels(a, rng, full=share) for a, share in zip(avatars, shares, strict=True)]
+        texts = [add_stray_words(text, rng) for text, _ in captions]
+        return encode_sorted(self.towers, texts), [labels for _, labels in captions]
 
     def _draw_pictures(self, rng: np.random.Generator, step: int) -> tuple[list[Attributes], Tensor]:
         s = self.settings
         if self.pictures is None:
             self.pictures = Pictures.load(self.data, s.views, self.towers.config.image_size)
         who = rng.permutation(len(self.pictures.attributes))[:s.image_batch]
-        view = np.where(rng.random(len(who)) < 0.5, 0, rng.integers(0, s.views, len(who)))
+        view = np.where(rng.random(len(who)) < s.front_share, 0, rng.integers(0, s.views, len(who)))
         rgba = self.pictures.draw(who, view)
         generator = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
-        return [self.pictures.attributes[int(i)] for i in who], augment(rgba, generator).to(self.device)
+        return [self.pictures.attributes[int(i)] for i in who], augment(rgba, generator)
 
     def _text_loss(self, z: Tensor, avatars: Sequence[Attributes], labels: Sequence[Labels]) -> Tensor:
         logits, _ = self.towers.heads(z)
         return attribute_loss(logits, attribute_targets(avatars).to(z.device), named_weights(labels).to(z.device))
 
-    def _image_losses(self, z: Tensor, z_text: Tensor, avatars: Sequence[Attributes]) -> dict[str, Tensor]:
+    def _image_losses(self, z: Tensor, avatars: Sequence[Attributes],
+                      weights: Tensor | None = None) -> dict[str, Tensor]:
         logits, shape = self.towers.heads(z)
         wanted = torch.tensor([a.shape for a in avatars]).to(shape)
-        scale = self.towers.log_scale.clamp(max=4.6).exp()
-        scores, same = scale * z @ z_text.T, torch.arange(len(z), device=z.device)
+        return {"image": attribute_loss(logits, attribute_targets(avatars).to(z.device), weights),
+                "shape": self.settings.shape_weight * F.mse_loss(shape.float(), wanted.float())}
+
+    def _pair_losses(self, z: Tensor, z_text: Tensor) -> dict[str, Tensor]:
+        scores = self.towers.log_scale.clamp(max=4.6).exp() * z @ z_text.T
+        same = torch.arange(len(z), device=z.device)
         contrast = 0.5 * (F.cross_entropy(scores, same) + F.cross_entropy(scores.T, same))
-        return {"image": attribute_loss(logits, attribute_targets(avatars).to(z.device)),
-                "shape": self.settings.shape_weight * F.mse_loss(shape.float(), wanted.float()),
-                "contrast": self.settings.contrast_weight * contrast,
+        return {"contrast": self.settings.contrast_weight * contrast,
                 "pull": self.settings.pull_weight * (1.0 - (z * z_text).sum(-1)).mean()}
 
     def run(self, until: int | None = None, save_every: int = 250) -> Towers:
@@ -235,20 +280,39 @@ class TowersTrainer:
         return self.towers.eval()
 
 
+def start_from(towers: Towers, folder: str | Path) -> None:
+    """Take the word tower and the heads of stored towers, or ValueError; the picture tower too if its sizes are ours."""
+    wanted = towers.state_dict()
+    stored, _ = checkpoints.load_tensors(Path(folder) / "model.safetensors")
+
+    def shapes(tensors: dict[str, Tensor], pictures: bool) -> dict[str, tuple[int, ...]]:
+        return {k: tuple(v.shape) for k, v in tensors.items() if k.startswith("image.") == pictures}
+
+    checkpoints.check_shapes(shapes(stored, False), shapes(wanted, False), str(folder))
+    pictures = shapes(stored, True) == shapes(wanted, True)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if pictures or not name.startswith("image."):
+                tensor.copy_(stored[name])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rodin_model.train.towers", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", nargs="*", default=[], help="folders of data sets")
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
-    parser.add_argument("--start", help="folder of towers to begin with instead of random ones")
+    parser.add_argument("--start", help="folder of towers to begin with")
     parser.add_argument("--device", default="cpu")
     for setting in dataclasses.fields(Settings):
-        parser.add_argument("--" + setting.name.replace("_", "-"), type=type(setting.default), default=setting.default)
+        kind = {"action": "store_true"} if setting.type == "bool" else {"type": type(setting.default)}
+        parser.add_argument("--" + setting.name.replace("_", "-"), default=setting.default, **kind)
     options = parser.parse_args(arguments)
     settings = Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)})
     try:
-        towers = TowerConditioner.from_folder(options.start).towers if options.start else None
-        TowersTrainer(options.output, settings, options.data, towers, options.device).run()
+        trainer = TowersTrainer(options.output, settings, options.data, device=options.device)
+        if options.start and trainer.step == 0:
+            start_from(trainer.towers, options.start)
+        trainer.run()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

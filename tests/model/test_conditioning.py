@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import torch
 from rodin_model.avatars.attributes import CHOICES, SHAPE, sample_attributes
 from rodin_model.conditioning import ClipConditioner, Conditioner, TowerConditioner
 from rodin_model.towers import Towers, TowersConfig
-from rodin_model.train.towers import Settings, TowersTrainer, add_stray_words, attribute_loss, encode_sorted
+from rodin_model.train.towers import (
+    Settings,
+    TowersTrainer,
+    add_stray_words,
+    attribute_loss,
+    augment,
+    encode_sorted,
+    recolor,
+    start_from,
+)
 
 SMALL = TowersConfig(buckets=256, text_width=16, text_layers=2, text_heads=2, image_size=32, image_widths=(4, 8, 8, 8))
 
@@ -90,7 +100,8 @@ def test_bad_images(conditioner: TowerConditioner, images: object, error: type[E
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"kind": "prior"}, "does not describe towers"), ({"buckets": -1}, "buckets must be whole numbers"),
-    ({"image_size": 1e9}, "image_size"), ({"depth": 3}, "unknown settings of the towers: depth")])
+    ({"image_size": 1e9}, "image_size"), ({"image_size": 8}, "at least 16"), ({"text_heads": 3}, "multiple of"),
+    ({"depth": 3}, "unknown settings of the towers: depth")])
 def test_bad_settings(conditioner: TowerConditioner, tmp_path: Path, change: dict, words: str) -> None:
     conditioner.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -135,12 +146,22 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
     assert not torch.equal(whole.text.groups, seeded().text.groups)
-    assert not torch.equal(whole.image.stem[0].weight, seeded().image.stem[0].weight)
+    assert not torch.equal(whole.image.face[0].weight, seeded().image.face[0].weight)
 
 
 def seeded() -> Towers:
     torch.manual_seed(3)
     return Towers(SMALL)
+
+
+def test_frozen_words_stay_and_pictures_learn(tmp_path: Path) -> None:
+    data = fake_data(tmp_path / "data")
+    settings = Settings(steps=2, text_steps=0, text_every=2, text_batch=4, image_batch=4, word_avatars=5,
+                        freeze_words=True)
+    towers, before = TowersTrainer(tmp_path / "run", settings, [data], seeded()).run(), seeded()
+    assert torch.equal(towers.text.groups, before.text.groups)
+    assert torch.equal(towers.heads.linear.weight, before.heads.linear.weight)
+    assert not torch.equal(towers.image.head.weight, before.image.head.weight)
 
 
 def test_other_settings_do_not_resume(tmp_path: Path) -> None:
@@ -164,6 +185,43 @@ def test_text_training_learns() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_words_of_other_towers_are_a_beginning(tmp_path: Path) -> None:
+    other = seeded()
+    TowerConditioner(other).save(tmp_path)
+    torch.manual_seed(4)
+    towers = Towers(SMALL)
+    start_from(towers, tmp_path)
+    torch.testing.assert_close(towers.text.groups, other.text.groups, rtol=0, atol=2e-3)
+    torch.testing.assert_close(towers.heads.linear.weight, other.heads.linear.weight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(towers.image.head.weight, other.image.head.weight, rtol=0, atol=2e-3)
+    larger = Towers(dataclasses.replace(SMALL, image_widths=(4, 8, 8, 16)))
+    start_from(larger, tmp_path)
+    torch.testing.assert_close(larger.heads.linear.bias, other.heads.linear.bias, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="shape"):
+        start_from(Towers(TowersConfig(buckets=256, text_width=32, text_heads=2)), tmp_path)
+
+
+def test_augmented_pictures_stay_pictures() -> None:
+    rgba = torch.rand(16, 4, 32, 32)
+    rgba[:, :3] *= rgba[:, 3:]
+    images = augment(rgba, torch.Generator().manual_seed(0))
+    assert images.shape == (16, 3, 32, 32)
+    assert 0 <= float(images.min()) <= float(images.max()) <= 1
+    assert torch.equal(images, augment(rgba, torch.Generator().manual_seed(0)))
+    nothing = augment(torch.zeros(8, 4, 32, 32), torch.Generator().manual_seed(0), white=1.0)
+    assert nothing.mean() > 0.85
+
+
+def test_recolouring_leaves_white_and_says_what_it_changed() -> None:
+    images = torch.rand(200, 3, 8, 8) * 0.8
+    images[:, :, 0] = 1.0
+    changed_images, changed = recolor(images, torch.Generator().manual_seed(0))
+    assert 60 < int(changed.sum()) < 140
+    assert torch.equal(changed_images[~changed], images[~changed])
+    assert (changed_images[:, :, 0] > 0.999).all()
+    assert ((changed_images - images)[changed].abs().amax((1, 2, 3)) > 0.01).float().mean() > 0.9
 
 
 def test_stray_words_keep_the_others_in_order() -> None:
