@@ -281,7 +281,7 @@ class TowersTrainer:
 
 
 def start_from(towers: Towers, folder: str | Path) -> None:
-    """Take the word tower and the heads of stored towers, or ValueError; the picture tower too if its sizes are ours."""
+    """Take the word tower and the heads of stored towers, or ValueError; the picture tower too if it fits."""
     wanted = towers.state_dict()
     stored, _ = checkpoints.load_tensors(Path(folder) / "model.safetensors")
 
