@@ -56,6 +56,14 @@ def test_every_word_can_be_seen_where_it_belongs(name: str) -> None:
             assert here.sum() > 0.85 * difference.sum(), f"{name}: {a} or {b} changes other places"
 
 
+def test_make_up_reaches_lips_and_lids() -> None:
+    plain, lipstick, bold = (front(PLAIN.replace(makeup=name)).rgb for name in CHOICES["makeup"])
+    lips, lids = (0.53, 0.59, 0.45, 0.55), (0.38, 0.43, 0.36, 0.64)
+    assert (crop(plain, lips) - crop(lipstick, lips))[..., 1].max() > 0.2, "red lips"
+    assert (crop(lipstick, lips) - crop(bold, lips)).abs().max() > 0.1, "another red"
+    assert (crop(plain, lids) - crop(bold, lids)).abs().amax(-1).mean() > 0.05, "eye shadow"
+
+
 def test_pictures_have_their_ranges() -> None:
     picture = render_avatar(sample_attributes(2), Camera.orbit(20, 5, 48).resized(40, 56), background=0.0)
     assert picture.rgb.shape == (56, 40, 3) and picture.depth.shape == picture.alpha.shape == (56, 40)
