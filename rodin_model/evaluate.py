@@ -25,7 +25,7 @@ from rodin_model.avatars.attributes import Attributes, sample_attributes
 from rodin_model.avatars.captions import caption_with_labels
 from rodin_model.evaluation import scores
 from rodin_model.evaluation.fits import measure_fits
-from rodin_model.evaluation.neighbours import FILE, Neighbours, features, front_camera, nearest_other, true_fronts
+from rodin_model.evaluation.neighbours import FILE, Neighbours, features, nearest_other, true_fronts
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.provenance import Mark
 from rodin_model.reader import SHIPPED, AttributeReader
@@ -71,12 +71,12 @@ class Sampler:
     def fronts(self, what: str, *, prompts: Sequence[str] = (), portraits: Sequence[Tensor] | Tensor = (),
                count: int = 0) -> Tensor:
         """Front pictures [N, 3, S, S] of avatars made from words, from portraits [3, H, W], or from noise."""
-        camera, pictures = front_camera(self.options.size), []
+        pictures = []
         with tqdm(total=len(prompts) or len(portraits) or count, desc=what, disable=None) as progress:
             for first in range(0, progress.total, self.batch):
                 rows = range(first, min(first + self.batch, progress.total))
                 for avatar in self._avatars(rows, prompts, portraits):
-                    pictures.append(avatar.render(camera, outputs=("rgb",)).rgb.permute(2, 0, 1).cpu())
+                    pictures.append(avatar.turntable(1, self.options.size)[0].permute(2, 0, 1).cpu())
                 progress.update(len(rows))
         return torch.stack(pictures).clamp(0, 1)
 

@@ -61,8 +61,8 @@ class Pipe:
         rows = len(prompt) or len(image) or num_avatars_per_prompt
         self.calls.append((list(prompt), len(image), settings["generator"]))
         made, self.waiting = self.waiting[:rows], self.waiting[rows:]
-        draw = [SimpleNamespace(rgb=picture_of(a).permute(1, 2, 0)) for a in made]
-        return SimpleNamespace(avatars=[SimpleNamespace(render=lambda camera, outputs, d=d: d) for d in draw])
+        drawn = [picture_of(a).permute(1, 2, 0)[None] for a in made]
+        return SimpleNamespace(avatars=[SimpleNamespace(turntable=lambda n, size, d=d: d) for d in drawn])
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_fits_are_measured_on_views_that_they_did_not_see(tiny_model_dir: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = RodinPipeline.from_pretrained(tiny_model_dir)
     stage = StageConfig(steps=3, points=64, rate=0.01, rays=32, first_ray=1, samples=8)
-    config = dataclasses.replace(fits.config_of(pipe), coarse=stage, fine=stage, bfloat16=False)
+    config = dataclasses.replace(fits.config_of(pipe), coarse=stage, fine=stage)
     assert (config.planes.channels, config.planes.resolution, config.planes.coarse_resolution) == (4, 16, 8)
     monkeypatch.setattr(fits, "config_of", lambda pipe: config)
     monkeypatch.setattr(fits, "SIZE", 24)
