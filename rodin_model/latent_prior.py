@@ -56,7 +56,7 @@ class LatentPrior(nn.Module):
     std: Tensor
     bars: Tensor
 
-    def __init__(self, width: int = 256, blocks: int = 3) -> None:
+    def __init__(self, width: int = 192, blocks: int = 3) -> None:
         super().__init__()
         for name, value in (("width", width), ("blocks", blocks)):
             if not isinstance(value, int) or not 1 <= value <= 8192 or (name == "width" and value % 2):

@@ -57,17 +57,22 @@ class Upsampler(TriplaneDiffusion):
     """Coarse planes and latent to fine planes."""
 
     def predict(self, noisy: Tensor, t: Tensor, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x0 = cond + network(noisy, cond): `cond` [B, 3, C, R, R] are the coarse planes enlarged, normalised."""
+        """x0 = cond + network(noisy, cond), with `cond` [B, 3, C, R, R] as `condition` makes it."""
         if cond is None:
-            raise ValueError("the upsampler needs cond, the coarse planes enlarged to its resolution")
+            raise ValueError("the upsampler needs cond, what its method condition makes of coarse planes")
         output = self.unet(torch.cat([noisy, cond], 2), t, z)
         if self.noise.prediction != "sample":
             return output
         return torch.cat([output[:, :, :self.channels] + cond, output[:, :, self.channels:]], 2)
 
     def condition(self, coarse: Tensor) -> Tensor:
-        """Coarse planes [B, 3, C, r, r] in feature units -> the condition [B, 3, C, R, R], normalised."""
-        return self.normalize(enlarge(coarse.float(), self.config.resolution))
+        """Coarse planes [B, 3, C, r, r] in feature units -> the condition [B, 3, C, R, R], normalised.
+
+        What sets them apart from the average avatar, enlarged: (enlarge(coarse - shrink(mean))) / std. The average's own
+        fine detail is in `mean` and comes back when the result is denormalised.
+        """
+        shrunk = F.interpolate(self.mean, coarse.shape[-2:], mode="area")
+        return enlarge(coarse.float() - shrunk, self.config.resolution) / self.std
 
     def sample(self, coarse: Tensor, z: Tensor, *, generators: Sequence[torch.Generator], steps: int = 8,
                guidance_scale: float = 1.0, scheduler: str = "dpm++", progress: Progress | None = None) -> Tensor:

@@ -33,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rodin_model.upsampler import Upsampler
 
     try:
+        decoder, _, conventions = load_decoder(args.decoder)
         index = ModelIndex(name=args.name, text_prior=args.text_prior, num_inference_steps=args.steps,
                            guidance_scale=args.guidance, upsampler_steps=args.upsampler_steps)
         pipe = RodinPipeline(TowerConditioner.from_folder(args.towers), LatentPrior.from_folder(args.prior),
                              BaseDiffusion.from_folder(args.base), Upsampler.from_folder(args.upsampler),
-                             *load_decoder(args.decoder), index)
+                             decoder, conventions, index)
         pipe.save_pretrained(args.output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

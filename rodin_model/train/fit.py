@@ -28,7 +28,7 @@ from rodin_kernels import TinyDecoder
 from .. import checkpoints
 from ..cameras import Camera
 from ..decoder import TENSOR_FILE, load_decoder, save_decoder
-from ..fit import FitConfig, JointTrainer, coarse_start, conventions, fine_start, fit_planes
+from ..fit import FitConfig, JointTrainer, coarse_start, conventions, enlarge, fine_start, fit_planes
 from ..fit_data import Cloud, Views
 from ..metrics import psnr, ssim
 from ..triplane import Avatar
@@ -179,6 +179,8 @@ def run_planes(args: argparse.Namespace, config: FitConfig) -> None:
     """Fit coarse or fine planes, shard by shard; shards that are there already are left alone."""
     data, output = Path(args.data), Path(args.output)
     decoder, mean, _ = load_decoder(args.decoder, args.device)
+    if mean.shape[-1] < config.planes.resolution:  # a model's decoder folder holds the mean at the coarse size
+        mean = enlarge(mean[None], config.planes.resolution)[0]
     own, of = (int(number) for number in args.worker.split("/"))
     about = {"stage": args.verb, "seed": args.seed, "fit": dataclasses.asdict(config), **conventions(config.planes),
              "decoder_sha256": hashlib.sha256((Path(args.decoder) / TENSOR_FILE).read_bytes()).hexdigest()}

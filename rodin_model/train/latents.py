@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -51,16 +50,15 @@ class Latents:
 
 
 def encode_data(data: str | Path, conditioner: Conditioner, views: int) -> tuple[Tensor, list[Attributes]]:
-    """z float16 [N, V, 512] of the first `views` views (all within 90 degrees of the front are useful), and who they show."""
+    """z float16 [N, V, 512] of the first `views` views on white, and who they show."""
     from rodin_model.avatars.dataset import AvatarDataset
 
     dataset = AvatarDataset(data)
     z, attributes = [], []
     for i in tqdm(range(len(dataset)), disable=None, desc="latents"):
-        rgba = torch.as_tensor(dataset.images(i))[:views].permute(0, 3, 1, 2).float() / 255
-        pictures = rgba[:, :3] + (1 - rgba[:, 3:])
+        pictures = dataset.images(i)[:views].permute(0, 3, 1, 2)
         with torch.no_grad():
-            z.append(conditioner.encode_image(pictures.clamp(0, 1)).half().cpu())
+            z.append(conditioner.encode_image(pictures).half().cpu())
         attributes.append(dataset.attributes(i))
     return torch.stack(z), attributes
 

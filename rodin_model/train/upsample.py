@@ -19,11 +19,10 @@ from rodin_kernels import TinyDecoder, render_triplane
 from rodin_model.cameras import Camera, box_near_far
 from rodin_model.config import PRESETS, PlanesConfig
 from rodin_model.decoder import load_decoder
-from rodin_model.diffusion import TriplaneDiffusion
 from rodin_model.train.base import arguments_of, settings_of
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
-from rodin_model.upsampler import Upsampler, degrade, enlarge
+from rodin_model.upsampler import Upsampler, degrade
 
 
 def patch_rays(rng: np.random.Generator, pixels: int, size: int = 192) -> tuple[Tensor, Tensor]:
@@ -64,14 +63,14 @@ class UpsampleLosses:
         self.decoder, self.config, self.settings = decoder.requires_grad_(False), config, settings
         self.coarse_mean, self.coarse_std = coarse_statistics
 
-    def __call__(self, model: TriplaneDiffusion, step: int) -> dict[str, Tensor]:
+    def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         settings = self.settings
         rng, generator = step_randomness(settings.seed, step)
         rows = torch.from_numpy(rng.integers(0, len(self.fine), settings.batch))
         z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, settings.text_share).to(model.mean)
         small = (self.coarse[rows].float() - self.coarse_mean) / self.coarse_std
         small = degrade(small, generator) * self.coarse_std + self.coarse_mean
-        cond = model.normalize(enlarge(small.to(model.mean), model.config.resolution))
+        cond = model.condition(small.to(model.mean))
         clean = model.normalize(self.fine[rows].to(model.mean))
         loss, prediction = model.training_loss(clean, z, generator, cond)
         if not settings.image_weight:

@@ -57,7 +57,7 @@ def tiny_pipeline() -> RodinPipeline:
                                                                        prediction="sample"))
         index = ModelIndex(name="tiny", num_inference_steps=3, upsampler_steps=2)
         pipe = RodinPipeline(TowerConditioner(towers), LatentPrior(16, 1), base, fine,  # type: ignore[arg-type]
-                             decoder, ball_planes(16), CONVENTIONS, index)
+                             decoder, CONVENTIONS, index)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
