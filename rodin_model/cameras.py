@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Vertical field of view of the papers' cameras, in degrees (RodinHD's mesh export), and a distance at which the box fits.
+#: Vertical field of view of the papers' cameras in degrees (RodinHD's mesh export), and a distance that fits the box.
 FIELD_OF_VIEW = 28.84
 RADIUS = 4.2
 
@@ -37,7 +37,8 @@ class Camera:
         if size < 1:
             raise ValueError(f"size must be at least 1 pixel; got {size}")
         yaw_r, pitch_r = math.radians(yaw), math.radians(pitch)
-        away = torch.tensor([math.sin(yaw_r) * math.cos(pitch_r), math.sin(pitch_r), math.cos(yaw_r) * math.cos(pitch_r)])
+        level = math.cos(pitch_r)
+        away = torch.tensor([math.sin(yaw_r) * level, math.sin(pitch_r), math.cos(yaw_r) * level])
         forward = -away
         right = torch.tensor([math.cos(yaw_r), 0.0, -math.sin(yaw_r)])
         down = torch.linalg.cross(forward, right)
@@ -84,7 +85,7 @@ def turntable(count: int, size: int = 256, *, pitch: float = 5.0) -> list[Camera
 
 
 def sample_cameras(count: int, seed: int, size: int = 128) -> list[Camera]:
-    """Seeded cameras over the useful part of the sphere: every yaw, the front twice as often, pitch -20 to 35 degrees."""
+    """Seeded cameras over the useful part of the sphere: any yaw, the front more often, pitch -20 to 35 degrees."""
     rng = np.random.default_rng([0xCA3, seed])
     front = rng.random(count) < 0.5
     yaw = np.where(front, rng.uniform(-90, 90, count), rng.uniform(-180, 180, count))

@@ -60,7 +60,7 @@ class UNetConfig:
     groups: int = 32
     separate_planes: bool = False  # one set of 3D-aware weights for each plane instead of a shared one
     positions: bool = False        # a learned map for each plane and level: where in the head a texel lies
-    patch: int = 1                 # texels along an axis that the stem merges into one place and the head splits again
+    patch: int = 1                 # texels along an axis that the stem merges and the head splits again
     layout: tuple[str, ...] = ("xy", "zx", "yz")
 
     def __post_init__(self) -> None:

@@ -47,8 +47,8 @@ def make_scheduler(noise: NoiseConfig, kind: str = "dpm++") -> Any:
 
     bars = alpha_bars(noise)
     betas = 1 - bars / torch.cat([torch.ones(1, dtype=bars.dtype), bars[:-1]])
-    common = dict(num_train_timesteps=noise.steps, trained_betas=betas.float().numpy(),
-                  prediction_type=noise.prediction, timestep_spacing="trailing")
+    common = {"num_train_timesteps": noise.steps, "trained_betas": betas.float().numpy(),
+              "prediction_type": noise.prediction, "timestep_spacing": "trailing"}
     if kind == "dpm++":
         return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
     if kind == "ddpm":
@@ -65,8 +65,8 @@ def sample_noise(shape: Sequence[int], generators: Sequence[torch.Generator], de
 class TriplaneDiffusion(nn.Module):
     """A denoiser with its noise schedule and the statistics that normalise the planes.
 
-    Planes are diffused as (planes - mean) / std, `mean` being the average avatar's planes [3, C, R, R] and `std` one number
-    for each plane and channel [3, C, 1, 1].
+    Planes are diffused as (planes - mean) / std, `mean` being the average avatar's planes [3, C, R, R] and `std` one
+    number for each plane and channel [3, C, 1, 1].
     """
 
     mean: Tensor
@@ -96,7 +96,7 @@ class TriplaneDiffusion(nn.Module):
         return planes * self.std + self.mean
 
     def predict(self, noisy: Tensor, t: Tensor, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The network's prediction (noise, planes or v, by `noise.prediction`), with variance channels if it learns them."""
+        """The network's output: noise, planes or v, by `noise.prediction`, and the variance if it learns that."""
         return self.unet(noisy, t, z)
 
     def add_noise(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -117,8 +117,8 @@ class TriplaneDiffusion(nn.Module):
                       cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(loss, prediction) for normalised planes [B, 3, C, R, R] and latents [B, 512].
 
-        Latents are zeroed with probability `condition_drop` (classifier-free guidance, Rodin 3.3); where the variance is
-        learned, the variational bound is added to the simple loss (Improved DDPM, eq. 16).
+        Latents are zeroed with probability `condition_drop` (classifier-free guidance, Rodin 3.3); where the variance
+        is learned, the variational bound is added to the simple loss (Improved DDPM, eq. 16).
         """
         batch = clean.shape[0]
         t = torch.randint(self.noise.steps, (batch,), generator=generator).to(clean.device)
@@ -142,7 +142,8 @@ class TriplaneDiffusion(nn.Module):
         if not 1 <= steps <= self.noise.steps:
             raise ValueError(f"steps must lie between 1 and {self.noise.steps}; got {steps}")
         if z.ndim != 2 or z.shape != (len(generators), LATENT_SIZE):
-            raise ValueError(f"z must be [{len(generators)}, {LATENT_SIZE}], a row for each generator; got {list(z.shape)}")
+            raise ValueError(f"z must be [{len(generators)}, {LATENT_SIZE}], a row for each generator; "
+                             f"got {list(z.shape)}")
         process = make_scheduler(self.noise, scheduler)
         process.set_timesteps(steps)
         shape = (3, self.channels, self.config.resolution, self.config.resolution)

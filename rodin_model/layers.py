@@ -10,8 +10,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from rodin_kernels import RolloutConv
 from torch import Tensor, nn
+
+from rodin_kernels import RolloutConv
 
 from .config import UNetConfig
 
@@ -70,8 +71,8 @@ class PlaneConv(nn.Module):
 class AdaNorm(nn.Module):
     """Adaptive group norm (AdaGN): GroupNorm(x) (1 + scale) + shift, one scale and shift for each plane and sample.
 
-    (scale, shift) = Linear(SiLU(e_latent,time + e_plane)); e_plane is a learned identity of the plane: without it, weights
-    shared by cyclic planes make the network blind to which axis is up.
+    (scale, shift) = Linear(SiLU(e_latent,time + e_plane)); e_plane is a learned identity of the plane: without it,
+    weights shared by cyclic planes make the network blind to which axis is up.
     """
 
     def __init__(self, channels: int, embedding: int, groups: int) -> None:

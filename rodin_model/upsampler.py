@@ -68,7 +68,7 @@ class Upsampler(TriplaneDiffusion):
     def condition(self, coarse: Tensor) -> Tensor:
         """Coarse planes [B, 3, C, r, r] in feature units -> the condition [B, 3, C, R, R], normalised.
 
-        What sets them apart from the average avatar, enlarged: (enlarge(coarse - shrink(mean))) / std. The average's own
+        What sets them apart from the average avatar, enlarged: enlarge(coarse - shrink(mean)) / std. The average's own
         fine detail is in `mean` and comes back when the result is denormalised.
         """
         shrunk = F.interpolate(self.mean, coarse.shape[-2:], mode="area")

@@ -28,7 +28,8 @@ def variational_bound(bars: Tensor, clean: Tensor, noisy: Tensor, t: Tensor, out
     previous = torch.cat([torch.ones_like(bars[:1]), bars[:-1]])
     beta = 1 - bars / previous
     posterior = beta * (1 - previous) / (1 - bars)
-    posterior = torch.cat([posterior[1:2], posterior[1:]])  # the first one is 0: its logarithm is cut, as in the paper's code
+    # the first one is 0: its logarithm is cut, as in the paper's code
+    posterior = torch.cat([posterior[1:2], posterior[1:]])
 
     def at(values: Tensor) -> Tensor:
         return values[t].float().view(-1, 1, 1, 1, 1)

@@ -50,7 +50,7 @@ SHAPE: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Attributes:
-    """One avatar in words and numbers: a name from `CHOICES` for every attribute, a number in [-2, 2] for every `SHAPE`."""
+    """One avatar: a name from `CHOICES` for each attribute, a number in [-2, 2] for each of `SHAPE`."""
 
     gender: str
     age: str

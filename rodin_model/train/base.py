@@ -45,7 +45,7 @@ def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
     parser.add_argument("--towers", required=True, help="folder of the trained towers")
     parser.add_argument("--output", required=True)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--until", type=int, help="stop at this step, before the end; the same command goes on from there")
+    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
     parser.add_argument("--save-every", type=int, default=500)
     for field in dataclasses.fields(DenoiserSettings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)

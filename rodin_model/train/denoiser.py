@@ -48,23 +48,23 @@ def rate(step: int, settings: DenoiserSettings) -> float:
 
 
 def step_randomness(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random numbers of one step on this rank: they follow from (seed, rank, step), so a resumed run repeats them."""
+    """The random numbers of one step on this rank: from (seed, rank, step) alone, so a resumed run repeats them."""
     words = [seed, int(os.environ.get("RANK", "0")), step]
     rng = np.random.default_rng(words)
     return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
 
 
 def all_planes(folder: str | Path) -> tuple[Tensor, list[int]]:
-    """Every shard that `rodin_model.train.fit` wrote into `folder`: planes float16 [N, 3, C, R, R] and avatars' numbers."""
+    """All that `rodin_model.train.fit` wrote into `folder`: planes float16 [N, 3, C, R, R] and avatars' numbers."""
     files = sorted(Path(folder).glob("planes-*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{folder} holds no planes-*.safetensors; make them with python -m rodin_model.train.fit")
+        raise FileNotFoundError(f"{folder} holds no planes-*.safetensors: python -m rodin_model.train.fit makes them")
     shards = [checkpoints.load_tensors(file)[0] for file in files]
     return torch.cat([s["planes"] for s in shards]), torch.cat([s["avatars"] for s in shards]).tolist()
 
 
 def statistics(planes: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """Mean planes [3, C, R, R] and standard deviation [3, C, 1, 1] around them, of planes [N, 3, C, R, R] in any dtype."""
+    """Mean planes [3, C, R, R] and the deviation [3, C, 1, 1] from them, of planes [N, 3, C, R, R] in any dtype."""
     mean = sum((part.double().sum(0) for part in planes.split(chunk)), torch.zeros(())) / len(planes)
     squares = sum(((part.double() - mean) ** 2).sum(0) for part in planes.split(chunk))
     return mean.float(), (squares / len(planes)).mean((-2, -1), keepdim=True).sqrt().float()  # type: ignore[union-attr]

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rodin_kernels import TinyDecoder, render_triplane
@@ -45,7 +44,8 @@ def picture_loss(predicted: Tensor, true: Tensor, decoder: TinyDecoder, config: 
     def draw(planes: Tensor) -> Tensor:
         picture = render_triplane(planes, origins, directions, decoder, near=near, far=far, num_samples=samples,
                                   background=1.0, layout=config.layout, reduce=config.reduce,
-                                  align_corners=config.align_corners, padding_mode=config.padding_mode, outputs=("rgb",))
+                                  align_corners=config.align_corners, padding_mode=config.padding_mode,
+                                  outputs=("rgb",))
         return picture.rgb.view(pixels, pixels, 3)
 
     with torch.no_grad():

@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+
 from rodin_model import config as configs
 from rodin_model.config import PRESETS, NoiseConfig, UNetConfig
 from rodin_model.diffusion import BaseDiffusion, alpha_bars, make_scheduler
 from rodin_model.unet import TriplaneUNet
 from rodin_model.upsampler import Upsampler, degrade, enlarge, gaussian_blur
-from torch import nn
 
 TINY = UNetConfig(resolution=8, in_channels=4, out_channels=4, channels=8, channel_mult=(1, 2), blocks=(1, 1),
                   attention=(4,), cross_plane=(8, 4), head_channels=8, embedding=16, groups=4, positions=True)
@@ -21,7 +22,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize("noise", [p.base_noise for p in PRESETS.values()] + [p.upsampler_noise for p in PRESETS.values()])
+@pytest.mark.parametrize("noise", [n for p in PRESETS.values() for n in (p.base_noise, p.upsampler_noise)])
 def test_alpha_bar_falls_from_clean_to_noise(noise: NoiseConfig) -> None:
     bars = alpha_bars(noise)
     assert bars.shape == (noise.steps,) and (bars.diff() < 0).all()
@@ -40,8 +41,10 @@ def test_schedules_have_the_published_signal_to_noise() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize(("kind", "steps", "tolerance"), [("dpm++", 25, 0.01), ("dpm++", 50, 0.005), ("ddpm", 200, 0.015)])
-def test_samplers_return_the_gaussian_that_they_were_given(prediction: str, kind: str, steps: int, tolerance: float) -> None:
+@pytest.mark.parametrize(("kind", "steps", "tolerance"),
+                         [("dpm++", 25, 0.01), ("dpm++", 50, 0.005), ("ddpm", 200, 0.015)])
+def test_samplers_return_the_gaussian_that_they_were_given(prediction: str, kind: str, steps: int,
+                                                           tolerance: float) -> None:
     """Data N(m, s^2) has a denoiser in closed form; a right sampler returns its mean and standard deviation."""
     m, s = 0.3, 0.5
     noise = NoiseConfig(start=0.0, tau=1.0, prediction=prediction)
@@ -53,7 +56,8 @@ def test_samplers_return_the_gaussian_that_they_were_given(prediction: str, kind
         bar = bars[int(t)]
         clean = m + bar.sqrt() * s**2 / (bar * s**2 + 1 - bar) * (x - bar.sqrt() * m)
         eps = (x - bar.sqrt() * clean) / (1 - bar).sqrt()
-        said = {"epsilon": eps, "sample": clean, "v_prediction": bar.sqrt() * eps - (1 - bar).sqrt() * clean}[prediction]
+        v = bar.sqrt() * eps - (1 - bar).sqrt() * clean
+        said = {"epsilon": eps, "sample": clean, "v_prediction": v}[prediction]
         x = process.step(said, t, x, **({"generator": generator} if kind == "ddpm" else {})).prev_sample
     assert float(x.mean()) == pytest.approx(m, abs=0.01)
     assert float(x.std()) == pytest.approx(s, abs=tolerance)
@@ -166,10 +170,11 @@ def test_saving_and_loading_keeps_every_number(tmp_path) -> None:
     model.save(tmp_path, torch.float32)
     again = BaseDiffusion.from_folder(tmp_path)
     z = torch.randn(1, 512)
-    assert torch.equal(model.sample(z, generators=generators(1), steps=4), again.sample(z, generators=generators(1), steps=4))
+    first, second = (m.sample(z, generators=generators(1), steps=4) for m in (model, again))
+    assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize(("kwargs", "message"), [(dict(steps=0), "steps must lie"), (dict(steps=51), "steps must lie")])
+@pytest.mark.parametrize(("kwargs", "message"), [({"steps": 0}, "steps must lie"), ({"steps": 51}, "steps must lie")])
 def test_bad_steps_are_named(kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_base().sample(torch.zeros(1, 512), generators=generators(0), **kwargs)
