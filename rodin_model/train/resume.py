@@ -43,7 +43,7 @@ def load_training(folder: Path, modules: Mapping[str, nn.Module], optimizer: tor
                   settings: Mapping[str, Any]) -> int:
     """Restore the newest state in place and return its step, 0 where there is none.
 
-    ValueError if the state was made with other settings: its weights would not be those of either run.
+    ValueError if the state was made with other settings or sizes: its weights would not be those of either run.
     """
     found = checkpoints.load_state(folder)
     if found is None:
@@ -54,7 +54,10 @@ def load_training(folder: Path, modules: Mapping[str, nn.Module], optimizer: tor
                          f"continue with those or choose another folder")
     for name, module in modules.items():
         prefix = name + "."
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        stored = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        checkpoints.check_shapes({k: tuple(v.shape) for k, v in stored.items()},
+                                 {k: tuple(v.shape) for k, v in module.state_dict().items()}, f"{folder}, {name}")
+        module.load_state_dict(stored)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):

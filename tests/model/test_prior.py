@@ -84,6 +84,13 @@ def test_killed_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert whole == parts
 
 
+def test_a_state_of_another_size_does_not_resume(tmp_path: Path) -> None:
+    image, text, _ = two_clusters()
+    PriorTrainer(tmp_path, Settings(steps=2, batch=4), image, text, LatentPrior(16, 1)).run(until=1)
+    with pytest.raises(ValueError, match="shape"):
+        PriorTrainer(tmp_path, Settings(steps=2, batch=4), image, text, LatentPrior(32, 1))
+
+
 def test_saved_priors_read_back(trained: tuple[LatentPrior, torch.Tensor], tmp_path: Path) -> None:
     prior, _ = trained
     prior.save(tmp_path)
