@@ -226,6 +226,8 @@ def test_jitter_is_uniform_in_its_bin() -> None:
     assert numbers.shape == (1, 500, 40) and (numbers >= 0).all() and (numbers < 1).all()
     assert abs(numbers.mean().item() - 0.5) < 0.01 and abs(numbers.var().item() - 1 / 12) < 0.002
     assert torch.equal(op.jitter_offsets(seeds, 10, 40, first=5), numbers[:, 5:15])
+    other = op.jitter_offsets(seeds, 500, 40, stream=1)
+    assert abs(torch.corrcoef(torch.stack([numbers.flatten(), other.flatten()]))[0, 1].item()) < 0.05
     assert abs(torch.corrcoef(numbers[0, :, :2].T)[0, 1].item()) < 0.15
 
 
