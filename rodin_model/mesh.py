@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from rodin_model.triplane import Avatar
 
-#: Density, in 1/world unit, at which the surface is drawn: on fitted avatars it lies within 0.001 of the true surface on
-#: average (20 shrinks them by 0.004, 5 swells them by 0.003).
+#: Density, in 1/world unit, at which the surface is drawn: on fitted avatars it lies, on average, within 0.001 of the
+#: true surface (20 shrinks them by 0.004, 5 swells them by 0.003).
 THRESHOLD = 10.0
 KINDS = ("glb", "obj", "ply")
 _CHUNK = 262_144
