@@ -77,8 +77,8 @@ class NoiseConfig:
     """The forward process: `schedule` with its (start, end, tau), the training target and the number of steps.
 
     alpha_bar(t) = (v(1) - v(t)) / (v(1) - v(0)) with v(t) = cos((t (end - start) + start) pi / 2)^(2 tau) for "cosine"
-    and v(t) = logistic((t (end - start) + start) / tau) for "sigmoid" (RodinHD, section 4.2). `prediction` is diffusers'
-    word for the target: "epsilon", "sample" or "v_prediction".
+    and v(t) = logistic((t (end - start) + start) / tau) for "sigmoid" (RodinHD, section 4.2). `prediction` is
+    diffusers' word for the target: "epsilon", "sample" or "v_prediction".
     """
 
     schedule: str = "cosine"

@@ -130,8 +130,9 @@ class LatentPrior(nn.Module):
 
         bars = cosine_alpha_bars()
         betas = (1 - bars / torch.cat([torch.ones(1, dtype=bars.dtype), bars[:-1]])).float().numpy()
-        scheduler = DPMSolverMultistepScheduler(_STEPS, trained_betas=betas, prediction_type="sample", solver_order=2,
-                                                algorithm_type="dpmsolver++", timestep_spacing="trailing")
+        scheduler: Any = DPMSolverMultistepScheduler(
+            _STEPS, trained_betas=betas, prediction_type="sample", solver_order=2, algorithm_type="dpmsolver++",
+            timestep_spacing="trailing")
         scheduler.set_timesteps(steps)
         return scheduler
 

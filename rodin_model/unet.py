@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,7 +99,7 @@ class TriplaneUNet(nn.Module):
         x = self._placed(self.stem(unfold(x)), 0)
         skips = [x]
         for level, (stages, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
-            for stage in stages:
+            for stage in cast(nn.ModuleList, stages):
                 x = stage(x, embedding)
                 skips.append(x)
             if not isinstance(shrink, nn.Identity):
@@ -106,7 +108,7 @@ class TriplaneUNet(nn.Module):
         for stage in self.middle:
             x = stage(x, embedding)
         for stages, grow in zip(self.up, self.grow, strict=True):
-            for stage in stages:
+            for stage in cast(nn.ModuleList, stages):
                 x = stage(unfold(torch.cat([fold(x), fold(skips.pop())], 1)), embedding)
             x = grow(x)
         x = self.head(F.silu(self.norm(x)))

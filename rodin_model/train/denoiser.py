@@ -86,7 +86,7 @@ class DenoiserTrainer:
     """One training run in a folder: `state/` to resume from, `stats.jsonl`, and the averaged model in `model/`."""
 
     def __init__(self, output: str | Path, model: TriplaneDiffusion, settings: DenoiserSettings,
-                 losses: Callable[[TriplaneDiffusion, int], dict[str, Tensor]],
+                 losses: Callable[..., dict[str, Tensor]],
                  device: str | torch.device = "cpu") -> None:
         self.output, self.settings, self.device = Path(output), settings, torch.device(device)
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -43,7 +43,7 @@ class Latents:
         z = self.z[torch.as_tensor(avatars), torch.from_numpy(views)].float()
         worded = np.flatnonzero(rng.random(len(avatars)) < text_share)
         if len(worded):
-            texts = [caption(self.attributes[avatars[i]], rng) for i in worded]
+            texts = [caption(self.attributes[avatars[i]], rng) for i in worded.tolist()]
             with torch.no_grad():
                 z[torch.from_numpy(worded)] = self.conditioner.encode_text(texts).float().cpu()
         return z

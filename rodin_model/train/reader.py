@@ -1,9 +1,9 @@
 """`python -m rodin_model.train.reader`: train the attribute reader on true pictures of procedural avatars.
 
-Pictures come from data sets (every view that shows the face) and from avatars rendered only for this. They are
-changed a little on the way (shifted, blurred, recoloured, given noise and blocks), because what the reader will judge
-are pictures that a model made. What happens in a step follows from the seed and the step's number alone, so a killed
-run resumes to the same weights.
+Pictures come from data sets (every view that shows the face) and from avatars rendered only for this. They are changed
+on the way (shifted, blurred, given noise and blocks), because what the reader will judge are pictures that a model
+made, and half of them recoloured, because a small set of avatars is learned by heart by its colours. What happens in a
+step follows from the seed and the step's number alone, so a killed run resumes to the same weights.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from rodin_model.cameras import Camera
 from rodin_model.evaluation.neighbours import Neighbours
 from rodin_model.reader import AttributeReader, ReaderConfig
 from rodin_model.train.resume import learning_rate, load_training, make_optimizer, save_training
+from rodin_model.train.towers import COLORS, recolor
 
 #: Avatars rendered for the reader use this seed, so that they are in no training set (0) and in no held-out set (1).
 FRESH_SEED = 2
@@ -154,10 +155,15 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images + fine * uniform(count, 1, 1, 1, high=0.17) ** 2).clamp(0, 1)
 
 
-def loss(logits: dict[str, Tensor], labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy, averaged over the attributes; `labels` [B, attributes] in the order of CHOICES."""
-    terms = [F.cross_entropy(logits[name], labels[:, i], label_smoothing=smoothing) for i, name in enumerate(CHOICES)]
-    return torch.stack(terms).mean()
+def loss(logits: dict[str, Tensor], labels: Tensor, recolored: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy, averaged over the attributes; `labels` [B, attributes] in the order of CHOICES.
+
+    Attributes that are colours are not asked of the pictures that are `recolored`, bool [B].
+    """
+    rows = [F.cross_entropy(logits[name], labels[:, i], label_smoothing=smoothing, reduction="none")
+            for i, name in enumerate(CHOICES)]
+    return torch.stack([row * ~recolored if name in COLORS else row for name, row in zip(CHOICES, rows, strict=True)]
+                       ).mean()
 
 
 @torch.no_grad()
@@ -209,13 +215,14 @@ def _step(reader: AttributeReader, optimizer: torch.optim.Optimizer, pictures: P
     """One step of training; returns the loss."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     chosen = torch.randint(len(pictures), (settings.batch,), generator=generator)
-    images = augment(pictures.images[chosen].to(device).float() / 255, generator)
+    images, recolored = recolor(pictures.images[chosen].float() / 255, generator)
+    images = augment(images, generator).to(device)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings.steps, settings.learning_rate, max(1, settings.steps // 20))
     reader.train()
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         logits = reader(images)
-    value = loss(logits, pictures.labels[chosen].to(device), settings.label_smoothing)
+    value = loss(logits, pictures.labels[chosen].to(device), recolored.to(device), settings.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

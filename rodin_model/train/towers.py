@@ -189,7 +189,7 @@ class TowersTrainer:
         self.output, self.settings, self.data, self.device = Path(output), settings, data, torch.device(device)
         torch.manual_seed(settings.seed)
         self.towers = (towers or Towers()).requires_grad_().to(self.device)
-        self.towers.image.to(memory_format=torch.channels_last)
+        self.towers.image.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if settings.freeze_words:
             self.towers.text.requires_grad_(False)
             self.towers.heads.requires_grad_(False)

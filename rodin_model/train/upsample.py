@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def picture_loss(predicted: Tensor, true: Tensor, decoder: TinyDecoder, config: 
                                   background=1.0, layout=config.layout, reduce=config.reduce,
                                   align_corners=config.align_corners, padding_mode=config.padding_mode,
                                   outputs=("rgb",))
-        return picture.rgb.view(pixels, pixels, 3)
+        return cast(Tensor, picture.rgb).view(pixels, pixels, 3)
 
     with torch.no_grad():
         wanted = draw(true)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from rodin_model.config import PRESETS, DiffusionConfig, NoiseConfig, Preset, UNetConfig, from_dict, to_dict
 
 

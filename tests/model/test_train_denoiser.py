@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from rodin_kernels import TinyDecoder
 from rodin_model import checkpoints
 from rodin_model.config import NoiseConfig, PlanesConfig, UNetConfig
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, rate, statistics, step_randomness
 from rodin_model.train.upsample import paired, patch_rays, picture_loss
-from torch import Tensor
 
 UNET = UNetConfig(resolution=8, in_channels=4, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
                   cross_plane=(8,), head_channels=8, embedding=16, groups=4)
