@@ -51,7 +51,7 @@ class AttributeReader(nn.Module):
 
     Two branches of the same shape, one over the whole picture at half size, one over the face at full size; in each a
     strided convolution, then per stage a residual block. The last map of each is read as its mean, its maximum and,
-    through a narrow 1x1 convolution, place by place. About 1.4 million weights at the default size.
+    through a narrow 1x1 convolution, place by place. About 1.2 million weights at the default size.
     """
 
     def __init__(self, config: ReaderConfig | None = None) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,8 @@ from rodin_model.reader import SHIPPED, AttributeReader
 
 #: The file beside a reader's weights.
 FILE = "neighbours.safetensors"
+#: Numbers that are kept of what the reader sees.
+SIZE = 256
 
 
 def true_fronts(avatars: Sequence[Attributes], size: int, what: str = "true pictures") -> Tensor:
@@ -34,9 +37,14 @@ def true_fronts(avatars: Sequence[Attributes], size: int, what: str = "true pict
 
 @torch.no_grad()
 def features(reader: AttributeReader, pictures: Tensor, batch: int = 64) -> Tensor:
-    """What the reader sees in pictures [N, 3, H, W] in [0, 1] on white, scaled to distances of about 1: [N, F]."""
+    """What the reader sees in pictures [N, 3, H, W] in [0, 1] on white, in `SIZE` numbers: [N, SIZE].
+
+    A fixed projection on random signs, which keeps distances within a few percent (Johnson and Lindenstrauss 1984) and
+    the file of neighbours small; scaled so that distances are about 1.
+    """
     seen = torch.cat([reader.features(part) for part in pictures.split(batch)]).float()
-    return seen / seen.shape[1] ** 0.5
+    signs = np.random.default_rng([0x51, SIZE]).integers(0, 2, (seen.shape[1], SIZE)) * 2 - 1
+    return seen @ torch.from_numpy(signs).to(seen) / (SIZE * seen.shape[1]) ** 0.5
 
 
 def nearest_other(points: Tensor) -> Tensor:

@@ -150,6 +150,13 @@ def test_the_nearest_other_is_never_the_point_itself() -> None:
     torch.testing.assert_close(nearest_other(points), torch.tensor([1.0, 18.0 ** 0.5, 1.0]))
 
 
+def test_features_keep_distances() -> None:
+    pictures = torch.rand(12, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    small, whole = features(PerfectReader(), pictures), pictures.flatten(1) / (3 * SIZE * SIZE) ** 0.5
+    ratio = torch.pdist(small) / torch.pdist(whole)
+    assert small.shape == (12, 256) and ratio.min() > 0.8 and ratio.max() < 1.2
+
+
 def test_the_phrasings_are_well_formed() -> None:
     entries = json.loads(evaluate.PHRASINGS.read_text(encoding="utf-8"))
     assert len(entries) >= 30 and len({entry["text"] for entry in entries}) == len(entries)
