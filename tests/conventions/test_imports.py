@@ -160,7 +160,7 @@ print(*sorted({{name.split(".")[0] for name in sys.modules}}))
 def test_the_kernels_load_without_triton_and_without_the_model_layer(root: Path) -> None:
     code = _BLOCKED.format(blocked=("triton", "diffusers", "rodin_model", "PIL", "safetensors", "transformers"))
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)}, check=False, timeout=120)
+                          env={**os.environ, "PYTHONPATH": str(root)}, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     assert "rodin_kernels" in loaded
