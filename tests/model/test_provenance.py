@@ -82,13 +82,15 @@ def test_animations_carry_the_mark_and_all_frames(kind: str) -> None:
 
 
 def test_a_gif_is_walked_block_by_block_to_its_end() -> None:
-    data = animation_bytes(frames(2), Mark("mini"), "gif")
-    start = data.index(b"XMP DataXMP") + 11
-    position = start
-    while data[position]:
-        position += data[position] + 1
-    assert data[position:] == b"\x00\x3b"
-    assert b"trainedAlgorithmicMedia" in data[start:position]
+    data = animation_bytes(frames(2), Mark("mini", SETTINGS), "gif")
+    start, end = data.index(b"XMP DataXMP") + 11, len(data) - 2
+    assert b"trainedAlgorithmicMedia" in data[start:end]
+    # wherever a reader that skips blocks by their first byte comes from, it must reach the terminator
+    for position in range(start, data.index(b"<?xpacket end")):
+        while data[position]:
+            position += data[position] + 1
+        assert position == end
+    assert data[end - 257:] == bytes([1, *range(255, -1, -1), 0, 0x3b])
 
 
 def test_a_png_keeps_the_packet_in_the_standard_chunk() -> None:
