@@ -62,7 +62,7 @@ def load_decoder(folder: str | Path, device: torch.device | str = "cpu") -> tupl
         raise ValueError(f"{folder / TENSOR_FILE} lacks the tensor 'mean'")
     mean = tensors.pop("mean")
     fill_decoder(decoder, tensors, str(folder / TENSOR_FILE))
-    return decoder.to(device), mean.to(device), facts
+    return decoder.to(device), mean.float().to(device), facts  # shipped means are in half precision
 
 
 def fill_decoder(decoder: TinyDecoder, tensors: Mapping[str, Tensor], what: str) -> None:
