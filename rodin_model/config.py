@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 #: No integer in a configuration file may exceed this: a short file must not be able to ask for all memory.
@@ -116,7 +116,6 @@ class Preset:
     upsampler: UNetConfig
     upsampler_noise: NoiseConfig
     decoder_hidden: tuple[int, ...] = (64, 64)
-    latent: int = field(default=LATENT_SIZE)
 
 
 PRESETS: dict[str, Preset] = {

@@ -7,7 +7,6 @@ Resumable: the same command goes on where it stopped and reaches the weights of 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from rodin_model.config import PRESETS
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
+from rodin_model.train.resume import add_settings, settings_of
 
 
 class BaseLosses:
@@ -47,21 +47,15 @@ def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
     parser.add_argument("--save-every", type=int, default=500)
-    for field in dataclasses.fields(DenoiserSettings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    add_settings(parser, DenoiserSettings)
     return parser
-
-
-def settings_of(args: argparse.Namespace) -> DenoiserSettings:
-    """The training settings among parsed arguments."""
-    return DenoiserSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(DenoiserSettings)})
 
 
 def run(args: argparse.Namespace) -> None:
     """Train as the arguments say."""
     from rodin_model.conditioning import TowerConditioner
 
-    settings, preset = settings_of(args), PRESETS[args.preset]
+    settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
     planes, avatars = all_planes(args.coarse)
     torch.manual_seed(settings.seed)
     model = BaseDiffusion(preset.base, preset.base_noise, preset.planes.channels)

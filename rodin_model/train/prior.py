@@ -21,7 +21,15 @@ from rodin_model import checkpoints
 from rodin_model.avatars.captions import caption
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.latent_prior import LatentPrior
-from rodin_model.train.resume import learning_rate, load_training, log_stats, make_optimizer, save_training
+from rodin_model.train.resume import (
+    add_settings,
+    learning_rate,
+    load_training,
+    log_stats,
+    make_optimizer,
+    save_training,
+    settings_of,
+)
 from rodin_model.train.towers import Pictures, augment, encode_sorted, on_background
 
 
@@ -128,10 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--towers", required=True, help="folder of the frozen towers")
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
     parser.add_argument("--device", default="cpu")
-    for setting in dataclasses.fields(Settings):
-        parser.add_argument("--" + setting.name.replace("_", "-"), type=type(setting.default), default=setting.default)
+    add_settings(parser, Settings)
     options = parser.parse_args(arguments)
-    settings = Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)})
+    settings = settings_of(options, Settings)
     try:
         path = Path(options.output) / "state" / "latents.safetensors"
         if not path.is_file():

@@ -5,16 +5,35 @@ What happens in a step follows from the seed and the step's number alone, so no 
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rodin_model import checkpoints
+
+T = TypeVar("T")
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Make every field of the dataclass `settings` an option of the same name, with the field's default."""
+    for field in dataclasses.fields(settings):
+        kind: dict[str, Any] = {"type": type(field.default)}
+        if isinstance(field.default, bool):
+            kind = {"action": "store_true"}
+        parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **kind)
+
+
+def settings_of(options: argparse.Namespace, settings: type[T]) -> T:
+    """The `settings` among parsed options, as `add_settings` declared them."""
+    names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
+    return settings(**{name: getattr(options, name) for name in names})
 
 
 def make_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:

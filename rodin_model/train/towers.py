@@ -24,7 +24,15 @@ from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attribute
 from rodin_model.avatars.captions import Labels, caption_with_labels
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.towers import Towers
-from rodin_model.train.resume import learning_rate, load_training, log_stats, make_optimizer, save_training
+from rodin_model.train.resume import (
+    add_settings,
+    learning_rate,
+    load_training,
+    log_stats,
+    make_optimizer,
+    save_training,
+    settings_of,
+)
 
 #: Attributes that a picture in other colours no longer shows.
 COLORS = ("skin_tone", "eye_color", "hair_color", "makeup", "clothing_color")
@@ -303,11 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
     parser.add_argument("--start", help="folder of towers to begin with")
     parser.add_argument("--device", default="cpu")
-    for setting in dataclasses.fields(Settings):
-        kind = {"action": "store_true"} if setting.type == "bool" else {"type": type(setting.default)}
-        parser.add_argument("--" + setting.name.replace("_", "-"), default=setting.default, **kind)
+    add_settings(parser, Settings)
     options = parser.parse_args(arguments)
-    settings = Settings(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)})
+    settings = settings_of(options, Settings)
     try:
         trainer = TowersTrainer(options.output, settings, options.data, device=options.device)
         if options.start and trainer.step == 0:

@@ -19,9 +19,10 @@ from rodin_kernels import TinyDecoder, render_triplane
 from rodin_model.cameras import Camera, box_near_far
 from rodin_model.config import PRESETS, PlanesConfig
 from rodin_model.decoder import load_decoder
-from rodin_model.train.base import arguments_of, settings_of
+from rodin_model.train.base import arguments_of
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
+from rodin_model.train.resume import settings_of
 from rodin_model.upsampler import Upsampler, degrade
 
 
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.set_defaults(batch=4, image_weight=1.0)
     args = parser.parse_args(arguments)
     try:
-        settings, preset = settings_of(args), PRESETS[args.preset]
+        settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
         everyone = all_planes(args.coarse)
         coarse, fine, avatars = paired(everyone, all_planes(args.fine))
         torch.manual_seed(settings.seed)
