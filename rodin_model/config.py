@@ -2,7 +2,7 @@
 
 | preset    | fitted planes | base diffusion              | upsampler  | for                                   |
 |-----------|---------------|-----------------------------|------------|---------------------------------------|
-| `mini`    | 3x16x128^2    | 32^2, about 11 M parameters | 32 -> 128  | the shipped model; trains on 2 cores  |
+| `mini`    | 3x16x128^2    | 32^2, about 9 M parameters  | 32 -> 128  | the shipped model; trains on 2 cores  |
 | `rodin`   | 3x32x256^2    | 64^2, about 330 M           | 64 -> 256  | the paper (CVPR 2023)                 |
 | `rodinhd` | 3x32x512^2    | 128^2, about 340 M          | 128 -> 512 | the follow-up (ECCV 2024)             |
 
@@ -98,12 +98,25 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
+class PrincipalConfig:
+    """The leading components of the planes, kept at `resolution`, and the residual MLP that denoises them."""
+
+    components: int = 208
+    resolution: int = 16
+    width: int = 512
+    blocks: int = 3
+    embedding: int = 256
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
 class DiffusionConfig:
     """What a saved diffusion model's config.json holds."""
 
     unet: UNetConfig
     noise: NoiseConfig
     channels: int
+    principal: PrincipalConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -116,18 +129,20 @@ class Preset:
     upsampler: UNetConfig
     upsampler_noise: NoiseConfig
     decoder_hidden: tuple[int, ...] = (64, 64)
+    principal: PrincipalConfig | None = None
 
 
 PRESETS: dict[str, Preset] = {
     "mini": Preset(
         planes=PlanesConfig(),
-        base=UNetConfig(resolution=32, in_channels=16, out_channels=16, channels=32, channel_mult=(3, 5), blocks=(1, 2),
-                        attention=(8,), cross_plane=(16, 8), head_channels=80, embedding=384, groups=8,
+        base=UNetConfig(resolution=32, in_channels=32, out_channels=16, channels=32, channel_mult=(2, 4), blocks=(1, 1),
+                        attention=(8,), cross_plane=(16, 8), head_channels=64, embedding=256, groups=8,
                         positions=True, patch=2),
         base_noise=NoiseConfig(start=0.2, tau=2.0),
         upsampler=UNetConfig(resolution=128, in_channels=32, out_channels=16, channels=48, channel_mult=(1, 2),
                              blocks=(1, 1), cross_plane=(64, 32), embedding=256, groups=8, patch=2),
         upsampler_noise=NoiseConfig("sigmoid", 0.0, 3.0, 0.3, steps=100, prediction="sample"),
+        principal=PrincipalConfig(),
     ),
     "rodin": Preset(
         planes=PlanesConfig(channels=32, resolution=256, coarse_resolution=64),

@@ -1,11 +1,10 @@
-"""The diffusion over planes: noise schedule, training loss, sampling, and the base model built of them.
+"""The diffusion over planes: training loss, sampling, and the base model built of them.
 
-Training and sampling share one list of alpha_bar, computed here; the samplers are diffusers' own.
+Training and sampling share one list of alpha_bar (`rodin_model.noise`); the samplers are diffusers' own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .checkpoints import load_component, read_config, save_component
-from .config import LATENT_SIZE, DiffusionConfig, NoiseConfig, UNetConfig, from_dict, to_dict
+from .config import LATENT_SIZE, DiffusionConfig, NoiseConfig, PrincipalConfig, UNetConfig, from_dict, to_dict
+from .noise import alpha_bars, make_scheduler
+from .principal import PrincipalDenoiser
 from .unet import TriplaneUNet
 from .variational import variational_bound
 
@@ -24,37 +25,6 @@ if TYPE_CHECKING:
 
 #: Called after every denoising step with (steps done, steps in all, current planes).
 Progress = Callable[[int, int, Tensor], None]
-
-
-def alpha_bars(noise: NoiseConfig) -> Tensor:
-    """Share of signal variance left after step 1, 2, ..., `steps`: [steps], float64, falling from about 1 to about 0.
-
-    The two families of RodinHD, section 4.2 (see `NoiseConfig`); each beta is capped at 0.999 as in Improved DDPM.
-    """
-    def v(t: float) -> float:
-        u = t * (noise.end - noise.start) + noise.start
-        return max(math.cos(u * math.pi / 2), 0.0) ** (2 * noise.tau) if noise.schedule == "cosine" \
-            else 1 / (1 + math.exp(-u / noise.tau))
-
-    bars = [(v(1) - v(i / noise.steps)) / (v(1) - v(0)) for i in range(noise.steps + 1)]
-    betas = [min(1 - bars[i + 1] / bars[i], 0.999) if bars[i] > 0 else 0.999 for i in range(noise.steps)]
-    return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
-
-
-def make_scheduler(noise: NoiseConfig, kind: str = "dpm++") -> Any:
-    """A fresh diffusers scheduler on this process: "dpm++" (DPM-Solver++ 2M, trailing steps) or "ddpm" (ancestral)."""
-    from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
-
-    bars = alpha_bars(noise)
-    betas = 1 - bars / torch.cat([torch.ones(1, dtype=bars.dtype), bars[:-1]])
-    common = {"num_train_timesteps": noise.steps, "trained_betas": betas.float().numpy(),
-              "prediction_type": noise.prediction, "timestep_spacing": "trailing"}
-    if kind == "dpm++":
-        return DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++", solver_order=2)
-    if kind == "ddpm":
-        variance = "learned_range" if noise.learn_variance else "fixed_small"
-        return DDPMScheduler(**common, clip_sample=False, variance_type=variance)
-    raise ValueError(f'scheduler must be "dpm++" or "ddpm"; got {kind!r}')
 
 
 def sample_noise(shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device) -> Tensor:
@@ -66,18 +36,21 @@ class TriplaneDiffusion(nn.Module):
     """A denoiser with its noise schedule and the statistics that normalise the planes.
 
     Planes are diffused as (planes - mean) / std, `mean` being the average avatar's planes [3, C, R, R] and `std` one
-    number for each plane and channel [3, C, 1, 1].
+    number for each plane and channel [3, C, 1, 1]. With `principal` the network starts from what the principal
+    components say (`PrincipalDenoiser`): it sees their estimate beside the noisy planes and predicts what is missing.
     """
 
     mean: Tensor
     std: Tensor
     bars: Tensor
 
-    def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int) -> None:
+    def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int,
+                 principal: PrincipalConfig | None = None) -> None:
         super().__init__()
         self.config, self.noise, self.channels = config, noise, channels
         self.unet = TriplaneUNet(config)
         size = config.resolution
+        self.principal = None if principal is None else PrincipalDenoiser(principal, noise, channels, size)
         self.register_buffer("mean", torch.zeros(3, channels, size, size))
         self.register_buffer("std", torch.ones(3, channels, 1, 1))
         self.register_buffer("bars", alpha_bars(noise).float(), persistent=False)
@@ -97,7 +70,18 @@ class TriplaneDiffusion(nn.Module):
 
     def predict(self, noisy: Tensor, t: Tensor, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """The network's output: noise, planes or v, by `noise.prediction`, and the variance if it learns that."""
-        return self.unet(noisy, t, z)
+        if self.principal is None:
+            return self.unet(noisy, t, z)
+        with torch.autocast(noisy.device.type, enabled=False):
+            estimate = self.principal(noisy, t, z)
+        output = self.unet(torch.cat([noisy, estimate], 2), t, z).float()
+        known = self._in_terms_of_prediction(estimate, noisy, t)
+        return torch.cat([output[:, :, :self.channels] + known, output[:, :, self.channels:]], 2)
+
+    def _in_terms_of_prediction(self, clean: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """An estimate of the clean planes as what `noise.prediction` names."""
+        bar = self.bars[t].view(-1, 1, 1, 1, 1)
+        return self.target(clean, (noisy - bar.sqrt() * clean) / (1 - bar).sqrt(), t)
 
     def add_noise(self, clean: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """sqrt(alpha_bar_t) clean + sqrt(1 - alpha_bar_t) eps, all [B, 3, C, R, R], t [B] in 0 .. steps - 1."""
@@ -174,14 +158,15 @@ class TriplaneDiffusion(nn.Module):
 
     def save(self, folder: Path | str, dtype: torch.dtype = torch.float16) -> None:
         """Write config.json and the weights (safetensors shards) into `folder`."""
-        config = to_dict(DiffusionConfig(self.config, self.noise, self.channels))
+        principal = None if self.principal is None else self.principal.config
+        config = to_dict(DiffusionConfig(self.config, self.noise, self.channels, principal))
         save_component(folder, config, self.state_dict(), dtype=dtype)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Self:
         """Read what `save` wrote, in float32; unknown keys, absurd sizes and shapes that differ are a ValueError."""
         config = from_dict(DiffusionConfig, read_config(folder))
-        model = cls(config.unet, config.noise, config.channels)
+        model = cls(config.unet, config.noise, config.channels, config.principal)
         load_component(folder, model)
         return model.eval().requires_grad_(False)
 

@@ -10,13 +10,13 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rodin_model import checkpoints
+from rodin_model.noise import scheduler_of
 from rodin_model.towers import LATENT_SIZE
 
 _STEPS = 1000
@@ -112,7 +112,8 @@ class LatentPrior(nn.Module):
                              f"got {tuple(text_z.shape)}")
         if not 1 <= steps <= _STEPS:
             raise ValueError(f"steps must lie between 1 and {_STEPS}; got {steps}")
-        device, scheduler = self.mean.device, self._scheduler(steps)
+        device, scheduler = self.mean.device, scheduler_of(cosine_alpha_bars(), "sample")
+        scheduler.set_timesteps(steps)
         x = torch.stack([torch.randn(LATENT_SIZE, generator=g, device=g.device) for g in generators]).to(device)
         text = torch.zeros_like(x) if text_z is None else text_z.to(x)
         told, untold = (torch.full((count,), flag, device=device) for flag in (True, False))
@@ -124,17 +125,6 @@ class LatentPrior(nn.Module):
                 clean = free + guidance_scale * (clean - free)
             x = scheduler.step(clean, t, x).prev_sample
         return F.normalize(x * self.std + self.mean, dim=-1)
-
-    def _scheduler(self, steps: int) -> Any:
-        from diffusers import DPMSolverMultistepScheduler
-
-        bars = cosine_alpha_bars()
-        betas = (1 - bars / torch.cat([torch.ones(1, dtype=bars.dtype), bars[:-1]])).float().numpy()
-        scheduler: Any = DPMSolverMultistepScheduler(
-            _STEPS, trained_betas=betas, prediction_type="sample", solver_order=2, algorithm_type="dpmsolver++",
-            timestep_spacing="trailing")
-        scheduler.set_timesteps(steps)
-        return scheduler
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> LatentPrior:

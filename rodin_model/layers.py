@@ -56,6 +56,11 @@ def unfold(x: Tensor) -> Tensor:
     return x.unflatten(0, (-1, 3))
 
 
+def enlarge(planes: Tensor, size: int) -> Tensor:
+    """Planes [B, 3, C, r, r] -> [B, 3, C, size, size] by bicubic interpolation, each plane on its own."""
+    return unfold(F.interpolate(fold(planes), (size, size), mode="bicubic", align_corners=False))
+
+
 class PlaneConv(nn.Module):
     """An ordinary convolution of each plane on its own, weights shared by the three."""
 

@@ -14,12 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .diffusion import Progress, TriplaneDiffusion
-from .layers import fold, unfold
-
-
-def enlarge(planes: Tensor, size: int) -> Tensor:
-    """Planes [B, 3, C, r, r] -> [B, 3, C, size, size] by bicubic interpolation, each plane on its own."""
-    return unfold(F.interpolate(fold(planes), (size, size), mode="bicubic", align_corners=False))
+from .layers import enlarge
 
 
 def degrade(coarse: Tensor, generator: torch.Generator | None = None, *, strength: float = 1.0) -> Tensor:

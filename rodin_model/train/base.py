@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rodin_model.config import PRESETS
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
+from rodin_model.principal import PrincipalDenoiser
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
 from rodin_model.train.resume import add_settings, settings_of
@@ -42,7 +43,6 @@ def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=sorted(PRESETS), default="mini")
     parser.add_argument("--coarse", required=True, help="folder of coarse planes from rodin_model.train.fit")
     parser.add_argument("--latents", required=True, help="file from rodin_model.train.latents")
-    parser.add_argument("--towers", required=True, help="folder of the trained towers")
     parser.add_argument("--output", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
@@ -53,14 +53,17 @@ def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Train as the arguments say."""
-    from rodin_model.conditioning import TowerConditioner
-
     settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
+    if (preset.principal is None) != (args.principal is None):
+        raise ValueError(f"the preset {args.preset} needs {'no --principal' if args.principal else '--principal'}")
     planes, avatars = all_planes(args.coarse)
     torch.manual_seed(settings.seed)
-    model = BaseDiffusion(preset.base, preset.base_noise, preset.planes.channels)
+    model = BaseDiffusion(preset.base, preset.base_noise, preset.planes.channels, preset.principal)
     model.set_statistics(*statistics(planes))
-    latents = Latents.load(args.latents, TowerConditioner.from_folder(args.towers))
+    if model.principal is not None:
+        model.principal.load_state_dict(PrincipalDenoiser.from_folder(args.principal).state_dict())
+        model.principal.requires_grad_(False)
+    latents = Latents.load(args.latents)
     trainer = DenoiserTrainer(args.output, model, settings, BaseLosses(planes, avatars, latents, settings), args.device)
     trainer.run(args.until, save_every=args.save_every)
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
@@ -68,7 +71,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    args = arguments_of(__doc__, "base").parse_args(arguments)
+    parser = arguments_of(__doc__, "base")
+    parser.add_argument("--principal", help="the folder model/ of rodin_model.train.principal, for presets with one")
+    args = parser.parse_args(arguments)
     try:
         run(args)
     except (OSError, ValueError) as error:

@@ -1,10 +1,11 @@
-"""What training the two diffusions has in common: data in memory, the optimiser step with its moving average, resuming.
+"""What training the diffusions has in common: data in memory, the optimiser step with its moving average, resuming.
 
 One process or many: under `torchrun` every rank draws its own samples and gradients are averaged by DDP.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import time
@@ -20,7 +21,10 @@ from tqdm import tqdm
 
 from rodin_model import checkpoints
 from rodin_model.diffusion import TriplaneDiffusion
+from rodin_model.principal import PrincipalDenoiser
 from rodin_model.train.resume import load_training, log_stats, make_optimizer, save_training
+
+Denoiser = TriplaneDiffusion | PrincipalDenoiser
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def statistics(planes: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
 class Objective(nn.Module):
     """The training loss as a module's forward, so that DDP can wrap it."""
 
-    def __init__(self, model: TriplaneDiffusion, loss: Callable[..., dict[str, Tensor]]) -> None:
+    def __init__(self, model: Denoiser, loss: Callable[..., dict[str, Tensor]]) -> None:
         super().__init__()
         self.model, self.loss = model, loss
 
@@ -85,15 +89,13 @@ class Objective(nn.Module):
 class DenoiserTrainer:
     """One training run in a folder: `state/` to resume from, `stats.jsonl`, and the averaged model in `model/`."""
 
-    def __init__(self, output: str | Path, model: TriplaneDiffusion, settings: DenoiserSettings,
+    def __init__(self, output: str | Path, model: Denoiser, settings: DenoiserSettings,
                  losses: Callable[..., dict[str, Tensor]],
                  device: str | torch.device = "cpu") -> None:
         self.output, self.settings, self.device = Path(output), settings, torch.device(device)
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.model = model.to(self.device)
-        self.average = type(model)(model.config, model.noise, model.channels).to(self.device)
-        self.average.load_state_dict(model.state_dict())
-        self.average.requires_grad_(False)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = make_optimizer(self.model, settings.weight_decay)
         self.step = load_training(self.output / "state", self._modules(), self.optimizer, dataclasses.asdict(settings))
         self.objective: nn.Module = Objective(self.model, losses)
@@ -109,6 +111,7 @@ class DenoiserTrainer:
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.step, settings)
+        torch.manual_seed(int(step_randomness(settings.seed, self.step)[0].integers(2**62)))  # dropout draws from it
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             losses = self.objective(self.step)
         sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -128,7 +131,7 @@ class DenoiserTrainer:
                           dataclasses.asdict(self.settings))
             self.average.save(self.output / "model")
 
-    def run(self, until: int | None = None, *, save_every: int = 500, log_every: int = 50) -> TriplaneDiffusion:
+    def run(self, until: int | None = None, *, save_every: int = 500, log_every: int = 50) -> Denoiser:
         """Train to step `until` (the end without it) and save; returns the averaged model."""
         until = self.settings.steps if until is None else min(until, self.settings.steps)
         sums: dict[str, float] = {}

@@ -22,7 +22,7 @@ from torch import Tensor
 from rodin_model import checkpoints
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
 from rodin_model.avatars.captions import Labels, caption_with_labels
-from rodin_model.conditioning import TowerConditioner
+from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.towers import Towers
 from rodin_model.train.resume import (
     add_settings,
@@ -158,7 +158,7 @@ def add_stray_words(text: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def encode_sorted(towers: Towers, texts: Sequence[str], chunks: int = 4) -> Tensor:
+def encode_sorted(towers: Towers | Conditioner, texts: Sequence[str], chunks: int = 4) -> Tensor:
     """z of texts in their order, computed in chunks of like length: less padding, half the time."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].split()))
     size = -(-len(texts) // chunks)

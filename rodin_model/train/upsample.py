@@ -95,8 +95,6 @@ def paired(coarse: tuple[Tensor, list[int]], fine: tuple[Tensor, list[int]]) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    from rodin_model.conditioning import TowerConditioner
-
     parser = arguments_of(__doc__, "upsample")
     parser.add_argument("--fine", required=True, help="folder of fine planes from rodin_model.train.fit")
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.manual_seed(settings.seed)
         model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
         model.set_statistics(*statistics(fine))
-        latents = Latents.load(args.latents, TowerConditioner.from_folder(args.towers))
+        latents = Latents.load(args.latents)
         losses = UpsampleLosses(coarse, fine, avatars, latents, load_decoder(args.decoder)[0], preset.planes,
                                 statistics(everyone[0]), settings)
         trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)

@@ -18,7 +18,7 @@ from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_pl
 from rodin_model.train.upsample import paired, patch_rays, picture_loss
 
 UNET = UNetConfig(resolution=8, in_channels=4, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
-                  cross_plane=(8,), head_channels=8, embedding=16, groups=4)
+                  cross_plane=(8,), head_channels=8, embedding=16, groups=4, dropout=0.1)
 SETTINGS = DenoiserSettings(steps=10, batch=4, learning_rate=1e-2, warmup=2, precision="fp32")
 
 
