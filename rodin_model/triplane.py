@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rodin_kernels import RODIN, OccupancyGrid, Rendered, TinyDecoder, render_triplane, sample_triplane
@@ -76,10 +77,11 @@ class Avatar:
                                    decoder=copy_decoder(self.decoder, device), metadata=metadata)
 
     def occupancy(self) -> OccupancyGrid:
-        """Where the avatar is not empty: built once, then kept; `render` steps only through it."""
+        """Where the avatar is, without specks apart from it: built once, then kept; `render` steps only through it."""
         if "occupancy" not in self._cache:
-            self._cache["occupancy"] = OccupancyGrid.from_planes(self._batch(), self.decoder, OCCUPANCY,
-                                                                 samples_per_cell=1, **self.conventions)
+            grid = OccupancyGrid.from_planes(self._batch(), self.decoder, OCCUPANCY, samples_per_cell=1,
+                                             **self.conventions)
+            self._cache["occupancy"] = OccupancyGrid(largest_piece(grid.cells))
         return self._cache["occupancy"]
 
     @torch.no_grad()
@@ -177,6 +179,26 @@ class Avatar:
             sigma.append(torch.where(inside, s, torch.zeros_like(s)))
             rgb.append(c)
         return torch.cat(sigma).reshape(points.shape[:-1]), torch.cat(rgb).reshape(*points.shape[:-1], rgb[0].shape[-1])
+
+
+def largest_piece(cells: Tensor) -> Tensor:
+    """Of occupied cells, bool [1, G, G, G], G even, the largest connected piece; blocks of 2^3 cells connect as one.
+
+    Every block starts with a number of its own and takes the largest among its 26 neighbours until nothing changes.
+    """
+    blocks = F.max_pool3d(cells.float(), 2)
+    names = blocks * torch.arange(1, blocks.numel() + 1, device=cells.device).view_as(blocks)
+    while True:
+        spread = names
+        for window in ((3, 1, 1), (1, 3, 1), (1, 1, 3)):
+            spread = F.max_pool3d(spread, window, 1, [side // 2 for side in window])
+        spread = spread * blocks
+        if torch.equal(spread, names):
+            break
+        names = spread
+    sizes = names.flatten().long().bincount()
+    sizes[0] = 0
+    return cells & F.interpolate((names == sizes.argmax())[None].float(), scale_factor=2)[0].bool()
 
 
 def _stack(parts: Sequence[Rendered], size: tuple[int, int]) -> Rendered:

@@ -11,7 +11,7 @@ from rodin_kernels import RODIN, RODINHD, TinyDecoder, sample_triplane
 from rodin_model import checkpoints
 from rodin_model.cameras import Camera
 from rodin_model.decoder import load_decoder, new_decoder, save_decoder
-from rodin_model.triplane import Avatar
+from rodin_model.triplane import Avatar, largest_piece
 
 
 def make_avatar(seed: int = 0, channels: int = 4, size: int = 8, **choices: object) -> Avatar:
@@ -125,3 +125,15 @@ def test_a_new_decoder_follows_from_its_seed_and_leaves_the_global_state_alone()
     assert torch.equal(torch.rand(1), expected)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_specks_apart_from_the_avatar_are_left_out() -> None:
+    """Two bodies: the larger stays whole, diagonal neighbours included; nothing at all stays nothing."""
+    cells = torch.zeros(1, 16, 16, 16, dtype=torch.bool)
+    body = cells.clone()
+    body[:, 2:8, 2:8, 2:8] = True
+    body[:, 8, 8, 8] = True
+    speck = cells.clone()
+    speck[:, 12:14, 12:14, 12:14] = True
+    assert torch.equal(largest_piece(body | speck), body)
+    assert not largest_piece(cells).any()
