@@ -7,7 +7,8 @@ variable that Triton itself reads once), so they are looked up at import and cos
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -79,3 +80,20 @@ def needs_int64(*tensors: Tensor | None) -> bool:
 def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
     """A context that makes the tensor's device the current one, on which Triton launches whatever the tensor says."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+@contextmanager
+def exact_float32(tensor: Tensor) -> Iterator[None]:
+    """Inside, PyTorch's convolutions of float32 tensors on the GPU are exact, as its matrix products are by default.
+
+    Unless the process asked for less by `torch.set_float32_matmul_precision`; other tensors change nothing.
+    """
+    exact = torch.get_float32_matmul_precision() == "highest"
+    if not (tensor.is_cuda and tensor.dtype == torch.float32 and exact and torch.backends.cudnn.allow_tf32):
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = True

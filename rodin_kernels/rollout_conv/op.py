@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import check_flag, check_integer, check_same_device, check_same_dtype, check_shape, check_tensor
 from ..launch import resolve_backend
 from ..layouts import RODIN, cross_sources, plane_axes
+from .choice import forced_method
 from .reference import rollout_conv_reference
 from .registered import forward
 from .torch_path import Step
@@ -89,7 +90,8 @@ def rollout_conv(
         return rollout_conv_reference(
             whole, weight, bias, layout=layout, stride=stride, padding=padding, transposed=transposed
         )
-    results = forward(parts, weight, bias, " ".join(layout), *step)
+    method = forced_method() if chosen == "triton" else "torch"
+    results = forward(parts, weight, bias, " ".join(layout), *step, method)
     return results[0] if stacked else (results[0], results[1], results[2])
 
 

@@ -9,27 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import torch_path
+from ..launch import device_guard, exact_float32
+from . import torch_path, triton_path
 from .torch_path import Step
 
 
 @torch.library.custom_op("rodin::rollout_conv", mutates_args=())
 def forward(
     planes: Sequence[Tensor], weight: Tensor, bias: Tensor | None, layout: str, stride: int, padding: int,
-    transposed: bool,
+    transposed: bool, method: str,
 ) -> list[Tensor]:  # fmt: skip
-    """`rollout_conv` on checked arguments: one stacked tensor or three in, as many out; layout as "xy zx yz"."""
+    """`rollout_conv` on checked arguments: one stacked tensor or three in, as many out; layout as "xy zx yz".
+
+    method is "torch", or for the Triton kernels one of `choice.METHODS`.
+    """
     step = Step(stride, padding, transposed)
     if planes[0].numel() == 0:
         return _empty_results(planes, weight, step)
-    with _without_autocast(weight):
+    with _without_autocast(weight), device_guard(weight), exact_float32(weight):
+        if _by_kernels(method, weight):
+            return triton_path.forward(planes, weight, bias, layout.split(), step, method)
         return torch_path.forward(planes, weight, bias, layout.split(), step)
 
 
 @forward.register_fake
 def _(
     planes: Sequence[Tensor], weight: Tensor, bias: Tensor | None, layout: str, stride: int, padding: int,
-    transposed: bool,
+    transposed: bool, method: str,
 ) -> list[Tensor]:  # fmt: skip
     return _empty_results(planes, weight, Step(stride, padding, transposed))
 
@@ -37,22 +43,30 @@ def _(
 @torch.library.custom_op("rodin::rollout_conv_backward", mutates_args=())
 def backward(
     grads: Sequence[Tensor], planes: Sequence[Tensor], weight: Tensor, layout: str, stride: int, padding: int,
-    transposed: bool, need_planes: bool, need_weight: bool, need_bias: bool,
+    transposed: bool, method: str, need_planes: bool, need_weight: bool, need_bias: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of planes (as many tensors as came in), weight and bias, in this order, those that are needed."""
     needs = (need_planes, need_weight, need_bias)
     if planes[0].numel() == 0:
         return [gradient.zero_() for gradient in _empty_gradients(planes, weight, needs)]
-    with _without_autocast(weight):
-        return torch_path.backward(grads, planes, weight, layout.split(), Step(stride, padding, transposed), needs)
+    step = Step(stride, padding, transposed)
+    with _without_autocast(weight), device_guard(weight), exact_float32(weight):
+        if _by_kernels(method, weight):
+            return triton_path.backward(grads, planes, weight, layout.split(), step, needs, method)
+        return torch_path.backward(grads, planes, weight, layout.split(), step, needs)
 
 
 @backward.register_fake
 def _(
     grads: Sequence[Tensor], planes: Sequence[Tensor], weight: Tensor, layout: str, stride: int, padding: int,
-    transposed: bool, need_planes: bool, need_weight: bool, need_bias: bool,
+    transposed: bool, method: str, need_planes: bool, need_weight: bool, need_bias: bool,
 ) -> list[Tensor]:  # fmt: skip
     return _empty_gradients(planes, weight, (need_planes, need_weight, need_bias))
+
+
+def _by_kernels(method: str, tensor: Tensor) -> bool:
+    """Whether the Triton kernels run; they leave float64 to the torch path."""
+    return method != "torch" and tensor.dtype != torch.float64
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -95,12 +109,12 @@ def _differentiate_forward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     results = backward(grads, planes, weight, *ctx.options, *needs)
     grad_planes = [results.pop(0) for _ in planes] if needs[0] else [None] * len(planes)
     grad_weight = results.pop(0) if needs[1] else None
-    return grad_planes, grad_weight, results.pop(0) if needs[2] else None, None, None, None, None
+    return grad_planes, grad_weight, results.pop(0) if needs[2] else None, *[None] * 5
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     grads, planes, weight, *options = inputs
-    ctx.options, ctx.needs = options[:4], options[4:]
+    ctx.options, ctx.needs = options[:5], options[5:]
     ctx.save_for_backward(*grads, *planes, weight)
 
 
@@ -127,7 +141,7 @@ def _differentiate_backward(ctx: Any, cotangents: list[Tensor]) -> tuple[Any, ..
         grad_planes = backward(grads, planes, c, *ctx.options, True, False, False)
     if ctx.needs_input_grad[2] and a is not None:
         (grad_weight,) = backward(grads, a, weight, *ctx.options, False, True, False)
-    return grad_grads, grad_planes, grad_weight, *[None] * 7
+    return grad_grads, grad_planes, grad_weight, *[None] * 8
 
 
 forward.register_autograd(_differentiate_forward, setup_context=_save_forward)

@@ -118,7 +118,7 @@ def _convolve(x: Tensor, column: Tensor, row: Tensor, weight: Tensor, bias: Tens
     """x [N, H, W, C], line along the columns [N, W, C] and along the rows [N, H, C] -> [N, H', W', O]."""
     own, along_columns, along_rows = weight.split(x.shape[-1], 1)
     kernel = weight.shape[-1]
-    y = _conv(x.permute(0, 3, 1, 2), own, bias, step).permute(0, 2, 3, 1).contiguous()
+    y = convolve(x.permute(0, 3, 1, 2), own, bias, step).permute(0, 2, 3, 1).contiguous()
     u = _conv_line(column, _line_kernel(along_columns, 2), step)
     for positions, taps in live_taps(x.shape[1], kernel, step):
         y[:, positions] += u[:, :, taps].sum(2).unsqueeze(1)
@@ -144,7 +144,7 @@ def _convolve_backward(
     grad_v = _by_tap(sums, live_taps(x.shape[2], kernel, step), kernel)
     mask = (need_x, need_weight)
     y, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
-    grad_x, grad_own = _conv_backward(y, x, own, step, mask)
+    grad_x, grad_own = convolve_backward(y, x, own, step, mask)
     grad_column, grad_along_columns = _conv_line_backward(grad_u, column, _line_kernel(along_columns, 2), step, mask)
     grad_row, grad_along_rows = _conv_line_backward(grad_v, row, _line_kernel(along_rows, 3), step, mask)
     grad_weight = nothing
@@ -165,13 +165,13 @@ def _by_tap(sums: list[Tensor], groups: tuple[tuple[slice, slice], ...], kernel:
     return result
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, *, line: bool = False) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, *, line: bool = False) -> Tensor:
     """The plain convolution of x [N, C, H, W] with a weight [O, C, ., .]; on a `line`, H is 1 and stays 1."""
     kernel, strides, paddings, outputs = _arguments(weight, step, line)
     return torch.ops.aten.convolution(x, kernel, bias, strides, paddings, [1, 1], step.transposed, outputs, 1)
 
 
-def _conv_backward(
+def convolve_backward(
     grad: Tensor, x: Tensor, weight: Tensor, step: Step, mask: tuple[bool, bool], *, line: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of `_conv`, those that `mask` names."""
@@ -194,7 +194,7 @@ def _arguments(weight: Tensor, step: Step, line: bool) -> tuple[Tensor, list[int
 
 def _conv_line(line: Tensor, kernels: Tensor, step: Step) -> Tensor:
     """All k line convolutions at once: line [N, L, C], kernels [k O, C, 1, k] -> [N, L', k, O]."""
-    y = _conv(line.permute(0, 2, 1).unsqueeze(2), kernels, None, step, line=True)
+    y = convolve(line.permute(0, 2, 1).unsqueeze(2), kernels, None, step, line=True)
     return y.squeeze(2).permute(0, 2, 1).unflatten(2, (kernels.shape[3], -1))
 
 
@@ -203,7 +203,7 @@ def _conv_line_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of line [N, L, C] and kernels of `_conv_line`."""
     y, x = (t.permute(0, 2, 1).unsqueeze(2) for t in (grad.flatten(2), line))
-    grad_line, grad_kernels = _conv_backward(y, x, kernels, step, mask, line=True)
+    grad_line, grad_kernels = convolve_backward(y, x, kernels, step, mask, line=True)
     return grad_line.squeeze(2).permute(0, 2, 1) if mask[0] else kernels.new_empty(0), grad_kernels
 
 

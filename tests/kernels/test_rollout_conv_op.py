@@ -9,7 +9,7 @@ from torch import Tensor
 from rodin_kernels import EG3D, RODINHD, RolloutConv, rollout_conv, rollout_conv_reference
 from rodin_kernels.testing import assert_within_budget, random_planes, random_tensor, stored_as
 
-OPTIONS = ("xy zx yz", 1, 1, False)
+OPTIONS = ("xy zx yz", 1, 1, False, "torch")
 
 
 def arguments(separate: bool, per_plane: bool) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -127,7 +127,7 @@ def test_reference_backend_runs_the_reference_and_triton_says_what_is_missing() 
     planes, weight, bias = arguments(False, False)
     assert torch.equal(rollout_conv(planes[0], weight, bias, backend="reference"),
                        rollout_conv_reference(planes[0], weight, bias))
-    with pytest.raises(RuntimeError, match="rollout_conv: .*(no Triton kernels|TRITON_INTERPRET)"):
+    with pytest.raises(RuntimeError, match="rollout_conv: .*TRITON_INTERPRET"):
         rollout_conv(planes[0], weight, bias, backend="triton")
 
 

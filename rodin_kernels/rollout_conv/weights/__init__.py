@@ -1,0 +1,1 @@
+"""Kernels for the weight gradient of the 3D-aware convolution."""
