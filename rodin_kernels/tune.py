@@ -1,0 +1,235 @@
+"""Search launch parameters for this device, offline: `python -m rodin_kernels.tune`.
+
+Every operator is run, forward and backward, at the shapes of real models. What its kernels ask of
+`rodin_kernels.configs.choose` says what can be tuned; each parameter is then varied by itself, twice round, and the
+fastest values whose results agree with the default's are kept. Written as data, which `configs` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import RODINHD, TinyDecoder, configs, render_triplane, rollout_conv, sample_triplane
+from .configs import Config, Question
+from .testing import random_tensor
+
+#: A change of the result by more than this, relative to its size, refuses a candidate: it is no rounding.
+TOLERANCE = 2e-2
+#: A candidate must be faster by this share, so that noise does not decide.
+GAIN = 0.02
+Step = Callable[[], Sequence[Tensor]]
+
+
+class Job(NamedTuple):
+    """One operator at one shape: `step` runs it forward and backward and returns result and gradients."""
+
+    operator: str
+    name: str
+    step: Step
+
+
+def jobs(device: torch.device, operators: Sequence[str] = ()) -> Iterator[Job]:
+    """The shapes of Rodin, RodinHD, EG3D, TripoSR and OpenLRM, one after another; tensors are made when asked for."""
+    shapes = ((8, 192, 64, 192), (1, 192, 64, 192), (8, 64, 256, 64), (8, 128, 256, 128), (1, 64, 512, 64),
+              (8, 384, 64, 384))
+    for shape in shapes:
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _convolution(*shape, dtype, device)
+    for channels, size, count in ((32, 256, 1 << 22), (32, 256, 1 << 18), (40, 64, 1 << 22), (80, 64, 1 << 22)):
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _sampling(channels, size, count, dtype, device)
+    for channels, side, samples in ((32, 512, 96), (32, 128, 64), (16, 256, 64)):
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _rendering(channels, side, samples, dtype, device)
+
+
+def _stepped(call: Callable[..., Tensor], leaves: list[Tensor], *others: Tensor) -> Step:
+    """Forward and backward of a call, the cotangent the same every time."""
+    tracked = [leaf.requires_grad_() for leaf in leaves]
+    cotangents: list[Tensor] = []
+
+    def step() -> Sequence[Tensor]:
+        out = call(*tracked, *others)
+        if not cotangents:
+            cotangents.append(random_tensor(*out.shape, seed=9, dtype=out.dtype, device=out.device))
+        return [out.detach(), *torch.autograd.grad(out, tracked, cotangents[0])]
+    return step
+
+
+def _convolution(batch: int, channels: int, size: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Job:
+    planes = random_tensor(batch, 3, size, size, channels, seed=1, dtype=dtype, device=device).movedim(-1, -3)
+    weight = random_tensor(outputs, 3 * channels, 3, 3, seed=2, dtype=dtype, device=device) / (27 * channels) ** 0.5
+    return Job("rollout_conv", f"B{batch} C{channels} R{size} O{outputs} {dtype}",
+               _stepped(rollout_conv, [planes, weight]))
+
+
+def _sampling(channels: int, size: int, count: int, dtype: torch.dtype, device: torch.device) -> Job:
+    planes = random_tensor(1, 3, size, size, channels, seed=3, dtype=dtype, device=device).movedim(-1, -3)
+    points = random_tensor(1, count, 3, seed=4, device=device).clamp(-1, 1)
+    return Job("sample_triplane", f"{count} points C{channels} R{size} {dtype}",
+               _stepped(lambda planes, points: sample_triplane(planes, points, layout=RODINHD), [planes], points))
+
+
+def _rendering(channels: int, side: int, samples: int, dtype: torch.dtype, device: torch.device) -> Job:
+    planes = random_tensor(1, 3, 256, 256, channels, seed=5, dtype=dtype, device=device).movedim(-1, -3)
+    decoder = TinyDecoder(channels, (64, 64)).to(device, dtype)
+    place = (torch.arange(side, device=device) + 0.5) / side * 0.6 - 0.3
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    directions = torch.nn.functional.normalize(torch.stack([x, y, -torch.ones_like(x)], -1), dim=-1).reshape(1, -1, 3)
+    origins = torch.tensor([0.0, 0.0, 4.0], device=device).expand_as(directions).contiguous()
+
+    def call(planes: Tensor) -> Tensor:
+        found = render_triplane(planes, origins, directions, decoder, near=3.0, far=5.0, num_samples=samples)
+        assert found.rgb is not None
+        return found.rgb
+    return Job("render_triplane", f"{side}^2 rays x {samples} C{channels} {dtype}", _stepped(call, [planes]))
+
+
+def seconds_on_gpu(step: Step) -> float:
+    """Median of some runs by events, after two to compile and warm up, each from a flushed cache."""
+    other = torch.empty(1 << 27, dtype=torch.int32, device="cuda")
+    times = []
+    for run in range(9):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        other.zero_()
+        first.record()
+        step()
+        last.record()
+        torch.cuda.synchronize()
+        if run >= 2:
+            times.append(first.elapsed_time(last) / 1e3)
+    return statistics.median(times)
+
+
+def seconds_on_cpu(step: Step) -> float:
+    """Median of three runs by the wall clock after one to warm up."""
+    step()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def search(job: Job, clock: Callable[[Step], float], end: float,
+           say: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """The best parameters of every kernel that the job runs, as entries of a config file; stops at the time `end`."""
+    with configs.overheard() as questions:
+        plain = [t.clone() for t in job.step()]
+    entries = []
+    for question in questions:
+        if all(len(values) < 2 for _, values in question.space):
+            continue
+        best, before, after = _best(job, question, plain, clock, end)
+        entries.append({"operator": question.operator, "kernel": question.kernel, "shape": dict(question.shape),
+                        "config": best, "before_us": round(before * 1e6, 1), "after_us": round(after * 1e6, 1)})
+        say(f"{job.operator}, {job.name}: {question.kernel} {best}: {before * 1e6:.1f} -> {after * 1e6:.1f} us a step")
+        if time.monotonic() > end:
+            break
+    return entries
+
+
+def _best(job: Job, question: Question, plain: list[Tensor], clock: Callable[[Step], float],
+          end: float) -> tuple[Config, float, float]:
+    """Coordinate descent from the default, twice round, and the times of default and best."""
+    best, space = dict(question.default), dict(question.space)
+    before = after = clock(job.step)
+    tried = {tuple(sorted(best.items()))}
+    for name in [*space, *space]:
+        for value in space[name]:
+            candidate = {**best, name: value}
+            key = tuple(sorted(candidate.items()))
+            if key in tried or time.monotonic() > end:
+                continue
+            tried.add(key)
+            taken = _try(job, question, candidate, plain, clock)
+            if taken is not None and taken < after * (1 - GAIN):
+                best, after = candidate, taken
+    return best, before, after
+
+
+def _try(job: Job, question: Question, candidate: Config, plain: list[Tensor],
+         clock: Callable[[Step], float]) -> float | None:
+    """Seconds of a step under the candidate; None if it does not compile, does not fit, or changes the result."""
+    with configs.forced(question.operator, question.kernel, candidate):
+        try:
+            got = job.step()
+            if not all(_same(a, b) for a, b in zip(got, plain, strict=True)):
+                return None
+            return clock(job.step)
+        except Exception:  # Triton tells what does not fit by many kinds of errors; this candidate is out either way
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            return None
+
+
+def _same(got: Tensor, plain: Tensor) -> bool:
+    size = plain.float().square().mean().sqrt().item()
+    return (got.float() - plain.float()).square().mean().sqrt().item() <= TOLERANCE * max(size, 1e-12)
+
+
+def write(path: Path, device: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Write a config file, replacing it at once; entries of an older file for other shapes are kept."""
+    def key(entry: dict[str, Any]) -> str:
+        return json.dumps([entry[name] for name in ("operator", "kernel", "shape")], sort_keys=True)
+
+    old = configs.load(path) if path.is_file() else []
+    joined = {key(entry): entry for entry in [*old, *entries]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"schema": configs.SCHEMA, "device": device, "torch": torch.__version__,
+                       "entries": list(joined.values())}, indent=1)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    p = argparse.ArgumentParser(prog="python -m rodin_kernels.tune", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--operator", action="append", default=[],
+                   choices=("rollout_conv", "sample_triplane", "render_triplane"), help="only this; repeatable")
+    p.add_argument("--seconds", type=float, default=1800.0, help="search no longer than this; default: 1800")
+    p.add_argument("--output", metavar="FILE", type=Path, help="default: this device's file in the user's folder")
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if something was tuned and written, 1 if no kernel could be, 2 if there is no GPU to tune for."""
+    options = parser().parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("rodin_kernels.tune: PyTorch sees no GPU on this machine; launch parameters are tuned on the device that "
+              "they are for", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    path = options.output or configs.user_folder() / f"{configs.device_key(device)}.json"
+    end, found = time.monotonic() + options.seconds, 0
+    for job in jobs(device):
+        if options.operator and job.operator not in options.operator:
+            continue
+        if time.monotonic() > end:
+            print("out of time")
+            break
+        entries = search(job, seconds_on_gpu, end)
+        found += len(entries)
+        if entries:
+            write(path, torch.cuda.get_device_name(device), entries)
+        del job
+        torch.cuda.empty_cache()
+    print(f"{found} kernels tuned" + (f", written to {path}" if found else ": none of them asks for parameters"))
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

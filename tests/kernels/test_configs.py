@@ -1,0 +1,152 @@
+"""Launch parameters as data: the nearest shape answers, only what a kernel allows, and nothing from bad files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rodin_kernels import configs, tune
+
+DEFAULT = {"points": 32, "num_warps": 4, "method": "gemm"}
+SPACE = {"method": ("gemm", "library")}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The user's folder is an empty one, and nothing was read before."""
+    monkeypatch.setenv("RODIN_KERNELS_CONFIGS", str(tmp_path))
+    configs.forget()
+    yield tmp_path
+    configs.forget()
+
+
+def write(folder: Path, *entries: Any) -> None:
+    """A file for the CPU."""
+    (folder / "cpu.json").write_text(json.dumps({"schema": 1, "entries": list(entries)}), encoding="utf-8")
+    configs.forget()
+
+
+def entry(channels: int, config: dict[str, Any], kernel: str = "forward") -> dict[str, Any]:
+    """An entry of one operator."""
+    return {"operator": "op", "kernel": kernel, "shape": {"bits": 16, "channels": channels}, "config": config}
+
+
+def ask(channels: int = 32) -> dict[str, Any]:
+    """What a kernel gets for a number of channels."""
+    return configs.choose("op", "forward", {"channels": channels, "bits": 16}, DEFAULT, "cpu", space=SPACE)
+
+
+def test_without_a_file_the_default_answers() -> None:
+    assert ask() == DEFAULT and ask() is not DEFAULT
+
+
+def test_the_nearest_shape_answers_and_is_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, entry(16, {"points": 64}), entry(128, {"num_warps": 8, "method": "library"}),
+          entry(32, {"points": 128}, kernel="backward"))
+    with caplog.at_level(logging.WARNING, "rodin_kernels"):
+        assert ask(16) == {**DEFAULT, "points": 64}
+        assert not caplog.records
+        assert ask(100) == {**DEFAULT, "num_warps": 8, "method": "library"}
+        assert ask(99)["num_warps"] == 8 and ask(20)["points"] == 64
+    assert len(caplog.records) == 1 and "nearest shape" in caplog.text
+
+
+@pytest.mark.parametrize("config", [{"points": 33}, {"points": 1 << 20}, {"num_warps": 3}, {"unknown": 1},
+                                    {"method": "other"}])
+def test_what_the_kernel_does_not_allow_is_left_out(folder: Path, config: dict[str, Any],
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, entry(32, config), entry(512, {"points": 16}))
+    assert ask() == {**DEFAULT, "points": 16}
+    assert "does not allow" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "entries": []}', '{"schema": 1, "entries": [1]}',
+                                  '{"schema": 1, "entries": [{"operator": "op", "kernel": "forward"}]}',
+                                  '{"schema": 1, "entries": [{"operator": "op", "kernel": "forward", '
+                                  '"shape": {"a": 1.5}, "config": {}}]}',
+                                  '{"schema": 1, "entries": [{"operator": "op", "kernel": "forward", '
+                                  '"shape": {"a": 1}, "config": {"num_warps": true}}]}'])
+def test_a_damaged_file_counts_as_none(folder: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "cpu.json").write_text(text, encoding="utf-8")
+    configs.forget()
+    assert ask() == DEFAULT
+    assert "cpu.json is ignored" in caplog.text and str(folder) not in caplog.text
+
+
+def test_shapes_with_other_names_do_not_answer(folder: Path) -> None:
+    write(folder, {**entry(32, {"points": 64}), "shape": {"channels": 32}})
+    assert ask() == DEFAULT
+
+
+def test_forced_parameters_answer_inside_alone() -> None:
+    with configs.forced("op", "forward", {"points": 8}):
+        assert ask() == {**DEFAULT, "points": 8}
+        with configs.forced("op", "forward", {"points": 16}):
+            assert ask()["points"] == 16
+        assert ask()["points"] == 8
+    assert ask() == DEFAULT
+
+
+def test_neighbours_of_the_default_are_allowed() -> None:
+    assert configs.allowed("BLOCK", 32) == (8, 16, 32, 64, 128)
+    assert configs.allowed("num_warps", 4) == (1, 2, 4, 8, 16) and configs.allowed("stages", 2)[0] == 1
+    assert configs.allowed("steps", 3) == (3,) and configs.allowed("method", "gemm") == ("gemm",)
+
+
+class Fake:
+    """An operator whose time and result depend on the parameters that it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def __call__(self) -> list[torch.Tensor]:
+        """One step."""
+        self.seen.append(ask())
+        if self.seen[-1]["num_warps"] == 16:
+            raise RuntimeError("out of resources")
+        return [torch.full((3,), 1.5 if self.seen[-1]["points"] == 128 else 1.0)]
+
+    def seconds(self, step: tune.Step) -> float:
+        """Fast with many points and eight warps, fastest with a result that is wrong."""
+        step()
+        last = self.seen[-1]
+        return 1.0 / last["points"] + 0.01 * abs(last["num_warps"] - 8) + (0.1 if last["method"] == "gemm" else 0)
+
+
+def test_the_search_finds_the_best_that_is_right(folder: Path) -> None:
+    fake = Fake()
+    found = tune.search(tune.Job("op", "tiny", fake), fake.seconds, 1e30, say=lambda line: None)
+    best = {"points": 64, "num_warps": 8, "method": "library"}
+    assert [e["config"] for e in found] == [best] and found[0]["after_us"] < found[0]["before_us"]
+    path = folder / "cpu.json"
+    tune.write(path, "a device", found)
+    tune.write(path, "a device", [entry(8, {"points": 8})])
+    configs.forget()
+    assert len(configs.load(path)) == 2 and ask() == best
+
+
+def test_the_search_ends_in_time() -> None:
+    fake = Fake()
+    found = tune.search(tune.Job("op", "tiny", fake), fake.seconds, 0.0, say=lambda line: None)
+    assert found[0]["config"] == DEFAULT and len(fake.seen) <= 3
+
+
+@pytest.mark.parametrize("name", ["_convolution", "_sampling", "_rendering"])
+def test_the_steps_of_real_operators_run(name: str) -> None:
+    sizes = {"_convolution": (1, 4, 6, 5), "_sampling": (4, 6, 20), "_rendering": (4, 3, 5)}
+    job = getattr(tune, name)(*sizes[name], torch.float32, torch.device("cpu"))
+    first, second = job.step(), job.step()
+    assert len(first) >= 2 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_tuning_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main([]) == 2
+    error = capsys.readouterr().err
+    assert "no GPU" in error and error.count("\n") == 1
