@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..aot import ARCHS, Case
@@ -31,7 +32,7 @@ def cases() -> list[Case]:
             for candidate in candidates:
                 for case in _PURPOSES.get(purpose, lambda _: [])(candidate):
                     found.setdefault(case.name, (case, []))[1].append(arch)
-    return [Case(**{**vars(case), "archs": tuple(archs)}) for case, archs in found.values()]
+    return [replace(case, archs=tuple(archs)) for case, archs in found.values()]
 
 
 def _types(candidate: dict[str, Any]) -> list[str]:
@@ -110,17 +111,6 @@ def _pool(rule: dict[str, Any]) -> list[Case]:
     ]  # fmt: skip
 
 
-def _pool_rows(rule: dict[str, Any]) -> list[Case]:
-    from .lines.kernels import pool
-
-    tile_h, span, tile_w, tile_c = rule["tile"]
-    return [
-        _case(pool, "pool_rows", dtype, rule, _pointers(dtype, "x", "partial") | {"x_channel": "i32"}, x_column=1,
-              CLASSES=1, TILE_H=tile_h, SPAN_W=span, TILE_W=tile_w, TILE_C=tile_c, WIDE=False)
-        for dtype in _types(rule)
-    ]  # fmt: skip
-
-
 def _finish(rule: dict[str, Any]) -> list[Case]:
     from .lines.kernels import finish
 
@@ -156,5 +146,5 @@ def _weight_finish(rule: dict[str, Any]) -> list[Case]:
 
 _PURPOSES = {
     "own_plane": _own_plane, "weight_gradient": _weight_gradient, "weight_finish": _weight_finish,
-    "line_conv": _line_conv, "pool": _pool, "pool_rows": _pool_rows, "finish": _finish, "add_lines": _add_lines,
+    "line_conv": _line_conv, "pool": _pool, "finish": _finish, "add_lines": _add_lines,
 }  # fmt: skip

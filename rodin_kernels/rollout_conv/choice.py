@@ -1,8 +1,8 @@
 """How the kernels of the 3D-aware convolution are launched: by shape, from shipped data, never timed at run time.
 
 `configs/<architecture>.json` holds lists of rules; the first that fits decides. A rule fits when every one of its
-bounds holds: `bits` of the dtype, `channels_from` and `outputs_from` (least sizes), `side_from` (longer side of a
-plane, at least).
+bounds holds: `bits` of the dtype, `channels_from`, `outputs_from` and `side_from` (least numbers of channels and least
+longer side of a plane), `channels_multiple_of` and `outputs_multiple_of`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,12 @@ def architecture(device: torch.device) -> str:
 def rule(arch: str, purpose: str, shape: Shape) -> dict[str, Any]:
     """The first shipped rule of an architecture for `purpose` that fits the shape."""
     for candidate in rules(arch)[purpose]:
-        bounds = (("channels_from", shape.channels), ("outputs_from", shape.outputs), ("side_from", shape.side))
-        if shape.bits in candidate.get("bits", (shape.bits,)) and all(v >= candidate.get(k, 0) for k, v in bounds):
+        fits = shape.bits in candidate.get("bits", (shape.bits,))
+        for name in ("channels", "outputs", "side"):
+            size = getattr(shape, name)
+            least, divisor = candidate.get(f"{name}_from", 0), candidate.get(f"{name}_multiple_of", 1)
+            fits = fits and size >= least and size % divisor == 0
+        if fits:
             return dict(candidate)
     raise RuntimeError(f"no shipped rule for {purpose} on {arch} fits {shape}")
 

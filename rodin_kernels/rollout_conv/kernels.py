@@ -29,18 +29,28 @@ def add_vectors(
     lines points to [taps, length, channels]; `positions` go along the line, `across` over what it is replicated on.
     """
     inside = (positions < length)[:, None] & (channel < channels)[None, :]
-    for index in range(vectors):
-        tap = first + index * spacing
-        place = lines + (tap * length + positions)[:, None] * channels + channel[None, :]
-        values = tl.load(place, mask=inside, other=0.0)
-        values = values[:, None, :] if ROWS else values[None, :, :]
-        if ALWAYS:
-            acc += values
-        else:
-            source, reached = axis_source(across, tap, stride, padding, TRANSPOSED)
+    place = lines + (first * length + positions)[:, None] * channels + channel[None, :]
+    if ALWAYS:
+        interior = True
+    else:
+        # taps in order read sources in order, a transposed convolution's downwards: two corners stand for all
+        last = first + (vectors - 1) * spacing
+        least, on_low = axis_source(tl.min(across, 0), last if TRANSPOSED else first, stride, padding, TRANSPOSED)
+        most, on_high = axis_source(tl.max(across, 0), first if TRANSPOSED else last, stride, padding, TRANSPOSED)
+        interior = (least >= 0) & (most < size_in) & on_low & on_high & (spacing == (stride if TRANSPOSED else 1))
+    if interior:
+        # away from the borders the vectors are added up before they are replicated
+        total = tl.zeros((positions.shape[0], channel.shape[0]), tl.float32)
+        for index in range(vectors):
+            total += tl.load(place + index * spacing * length * channels, mask=inside, other=0.0)
+        acc += total[:, None, :] if ROWS else total[None, :, :]
+    else:
+        for index in range(vectors):
+            values = tl.load(place + index * spacing * length * channels, mask=inside, other=0.0)
+            values = values[:, None, :] if ROWS else values[None, :, :]
+            source, reached = axis_source(across, first + index * spacing, stride, padding, TRANSPOSED)
             live = reached & (source >= 0) & (source < size_in)
-            live = live[None, :, None] if ROWS else live[:, None, None]
-            acc += tl.where(live, values, 0.0)
+            acc += tl.where(live[None, :, None] if ROWS else live[:, None, None], values, 0.0)
     return acc
 
 

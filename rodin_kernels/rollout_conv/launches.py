@@ -131,7 +131,7 @@ def _pool(x: Tensor, classes: int, bounds: tuple[int, int, int, int]) -> _Partia
     from .lines.kernels import pool
 
     batch, planes, channels, height, width = x.shape
-    found = launch_rule("pool" if x.stride(2) == 1 else "pool_rows", x, channels)
+    found = launch_rule("pool", x, channels)
     tile_h, span, tile_w, tile_c = found["tile"]
     tiles = (_tiles(-(-height // classes), tile_h), _tiles(-(-width // classes), span))
     rows_at = batch * planes * tiles[0] * classes * width * channels

@@ -165,8 +165,20 @@ def _library_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, step: Step
 
 
 def _sets(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """One set [B, 3, C, H, W] of stacked planes, or three [B, 1, C, H_p, W_p] of separate ones; views."""
-    return list(tensors) if len(tensors) == 1 else [tensor.unsqueeze(1) for tensor in tensors]
+    """One set [B, 3, C, H, W] of stacked planes, or three [B, 1, C, H_p, W_p] of separate ones."""
+    return [_readable(tensor if len(tensors) == 1 else tensor.unsqueeze(1)) for tensor in tensors]
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The set itself where its channels lie together and whole vectors of them can be loaded, else a copy that does.
+
+    Every element is read once for each tap: turning it once costs less than reading it piecemeal so often.
+    """
+    vector = 16 // x.element_size()
+    pixels = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1 and stride != x.stride(2)]
+    apart = x.shape[2] > 1 and x.stride(2) != 1
+    ragged = x.shape[2] % vector == 0 and (x.data_ptr() % 16 != 0 or any(stride % vector for stride in pixels))
+    return x.movedim(2, -1).contiguous().movedim(-1, 2) if apart or ragged else x
 
 
 def _as_planes(results: Sequence[Tensor], count: int) -> list[Tensor]:

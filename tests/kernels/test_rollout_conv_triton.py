@@ -1,0 +1,187 @@
+"""The Triton kernels of the 3D-aware convolution, run by Triton's interpreter, against float64.
+
+The interpreter is chosen when Triton is imported, so the tests marked `interpret` run in a process of their own, which
+the last test starts. bfloat16 is silently wrong in the interpreter and waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, plane_axes, rollout_conv, rollout_conv_reference
+from rodin_kernels.rollout_conv import choice, launches, own_plane_method, weight_gradient
+from rodin_kernels.rollout_conv.torch_path import Step, live_taps
+from rodin_kernels.testing import assert_within_budget, poisoned, random_planes, random_tensor
+
+interpret = pytest.mark.interpret
+
+
+@pytest.fixture(autouse=True)
+def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interpreter checks every integer operation for overflow, at half of its time; one test leaves it on."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and "checked" not in request.node.name:
+        builder = __import__("triton.runtime.interpreter", fromlist=["_"]).interpreter_builder
+        monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+    yield
+
+
+def inputs(
+    *, sizes: tuple[int, int, int] | int = 4, batch: int = 1, channels: int = 2, outputs: int = 3, kernel: int = 3,
+    per_plane: bool = False, bias: bool = True, storage: str = "contiguous", dtype: torch.dtype = torch.float32,
+    layout: tuple[str, str, str] = RODIN,
+) -> list[Tensor]:  # fmt: skip
+    """Planes (one tensor, or three for sizes of x, y, z), weight and bias, ready for gradients."""
+    planes = [random_planes(batch, channels, sizes, storage=storage)] if isinstance(sizes, int) else [
+        random_tensor(batch, channels, sizes[row], sizes[column], seed=index)
+        for index, (column, row) in enumerate(plane_axes(layout))
+    ]  # fmt: skip
+    lead = (3, outputs) if per_plane else (outputs,)
+    weight = random_tensor(*lead, 3 * channels, kernel, kernel, seed=5)
+    tensors = [*planes, weight, *([random_tensor(*lead, seed=6)] if bias else [])]
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+
+
+def results(function: Any, tensors: list[Tensor], separate: bool, bias: bool, **options: Any) -> list[Tensor]:
+    """The planes that come out, then the gradients of all inputs under random cotangents."""
+    planes: Any = tensors[:3] if separate else tensors[0]
+    rest = tensors[3:] if separate else tensors[1:]
+    out = function(planes, *rest, **options) if bias else function(planes, rest[0], **options)
+    outputs = [out] if isinstance(out, Tensor) else list(out)
+    cotangents = [random_tensor(*y.shape, seed=9 + i, dtype=y.dtype) for i, y in enumerate(outputs)]
+    return [*outputs, *torch.autograd.grad(outputs, tensors, cotangents)]
+
+
+def assert_right(setting: dict[str, Any], options: dict[str, Any], method: str = "gemm") -> None:
+    """Forward and every gradient of the kernels are within the budget, and every element is written."""
+    tensors = inputs(**setting, layout=options.get("layout", RODIN))
+    separate, bias = not isinstance(setting.get("sizes", 0), int), setting.get("bias", True)
+    with own_plane_method(method), poisoned():
+        actual = results(rollout_conv, tensors, separate, bias, backend="triton", **options)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    exact = results(rollout_conv_reference, doubles, separate, bias, **options)
+    plain = results(rollout_conv_reference, tensors, separate, bias, **options)
+    for index, (have, want, other) in enumerate(zip(actual, exact, plain, strict=True)):
+        assert_within_budget(have, want, other, what=f"result {index}")
+
+
+@interpret
+@pytest.mark.parametrize("setting, options", [
+    ({"per_plane": True, "batch": 2}, {"layout": EG3D_FIXED}),
+    ({"sizes": 5, "dtype": torch.float16, "storage": "channels_last"}, {}),
+    ({"sizes": (3, 4, 5), "bias": False}, {"layout": ("zy", "yx", "xz")}),
+    ({"sizes": (2, 4, 3), "per_plane": True, "kernel": 1}, {"padding": 1}),
+    ({"sizes": 5}, {"stride": 2, "layout": RODINHD}),
+    ({"sizes": 3, "storage": "rolled_out"}, {"stride": 2, "transposed": True}),
+    ({"sizes": 3, "kernel": 5, "channels": 1, "outputs": 1}, {"padding": 4}),
+    ({"sizes": 1, "kernel": 2, "storage": "expanded"}, {"padding": 1}),
+    ({"sizes": 9, "kernel": 1, "channels": 17, "outputs": 33, "storage": "sliced"}, {"padding": 0}),
+])  # fmt: skip
+def test_forward_and_gradients_stay_within_the_budget(setting: dict[str, Any], options: dict[str, Any]) -> None:
+    assert_right(setting, options)
+
+
+@interpret
+@pytest.mark.parametrize("setting, options", [
+    ({"sizes": (3, 4, 5)}, {"stride": 2, "transposed": True}),
+    ({"sizes": 4, "per_plane": True, "kernel": 2}, {"padding": 0}),
+])  # fmt: skip
+def test_the_library_s_convolution_with_our_lines_is_as_right(setting: dict[str, Any], options: dict[str, Any]) -> None:
+    assert_right(setting, options, "library")
+
+
+@interpret
+def test_the_integer_arithmetic_is_checked_once_for_overflow() -> None:
+    assert_right({"sizes": 2, "kernel": 1, "channels": 1, "outputs": 1}, {"padding": 0})
+
+
+@interpret
+def test_wide_offsets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (launches, weight_gradient):
+        monkeypatch.setattr(module, "needs_int64", lambda *_: True)
+    assert_right({"sizes": 3, "kernel": 1}, {"padding": 0})
+
+
+@interpret
+def test_second_derivatives_go_through_the_kernels() -> None:
+    planes, weight, bias = (tensor.detach() for tensor in inputs(sizes=2, channels=1, outputs=1, kernel=1))
+
+    def second(function: Any, dtype: torch.dtype, **options: Any) -> tuple[Tensor, ...]:
+        tensors = [tensor.to(dtype).requires_grad_() for tensor in (planes, weight, bias)]
+        out = function(*tensors, padding=0, **options)
+        first = torch.autograd.grad(out.square().sum(), tensors[:2], create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), tensors)
+
+    for have, want in zip(second(rollout_conv, torch.float32, backend="triton"),
+                          second(rollout_conv_reference, torch.float64), strict=True):  # fmt: skip
+        torch.testing.assert_close(have, want.float())
+
+
+@interpret
+def test_an_empty_batch_launches_nothing_and_double_goes_to_torch() -> None:
+    _, weight, bias = inputs()
+    out = rollout_conv(torch.empty(0, 3, 2, 4, 4), weight, bias, backend="triton")
+    out.sum().backward()
+    assert out.shape == (0, 3, 3, 4, 4) and weight.grad is not None and not weight.grad.any()
+    planes = random_planes(1, 2, 4, dtype=torch.float64)
+    have = rollout_conv(planes, weight.double(), bias.double(), backend="triton")
+    assert torch.equal(have, rollout_conv(planes, weight.double(), bias.double(), backend="torch"))
+
+
+@pytest.mark.parametrize("step", [Step(1, 1, False), Step(1, 4, False), Step(2, 1, False), Step(3, 0, False),
+                                  Step(2, 1, True), Step(3, 2, True)])  # fmt: skip
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+def test_in_the_interior_every_tap_of_a_class_is_live(kernel: int, step: Step) -> None:
+    for size_in in range(1, 12):
+        size = step.output_size(size_in, kernel)
+        if size < 1:
+            continue
+        low, high = launches.interior(size_in, size, kernel, step)
+        live = {p: set(range(kernel)[taps])
+                for ps, taps in live_taps(size_in, kernel, step) for p in range(size)[ps]}  # fmt: skip
+        assert 0 <= low <= high <= size
+        for position in range(low, high):
+            classes = step.stride if step.transposed else 1
+            wanted = {tap for tap in range(kernel) if (position + step.padding - tap) % classes == 0}
+            assert live[position] == wanted
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "gfx942", "interpreter"])
+def test_every_shape_finds_a_rule_and_tiles_are_powers_of_two(arch: str) -> None:
+    for purpose, candidates in choice.rules(arch).items():
+        for bits in (16, 32):
+            for channels, outputs, side in ((1, 1, 1), (3, 5, 7), (64, 64, 256), (192, 192, 64), (768, 384, 32)):
+                assert choice.rule(arch, purpose, choice.Shape(bits, channels, outputs, side)) in candidates
+        for size in (size for candidate in candidates for size in candidate.get("tile", ())):
+            assert size & (size - 1) == 0
+
+
+def test_the_method_follows_the_rules_unless_forced() -> None:
+    small, large = choice.Shape(16, 64, 64, 256), choice.Shape(16, 768, 768, 64)
+    assert choice.method_for("auto", "sm_90", "forward", small) == "gemm"
+    assert choice.method_for("auto", "sm_90", "forward", large) == "library"
+    assert choice.method_for("gemm", "sm_90", "forward", large) == "gemm"
+    with own_plane_method("library"):
+        assert choice.forced_method() == "library"
+    assert choice.forced_method() == "auto"
+    with pytest.raises(ValueError, match="method must be one of"), own_plane_method("fast"):
+        pass
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the process that it starts")
+def test_the_kernels_pass_under_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "interpret", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
