@@ -1,7 +1,8 @@
-"""Tri-plane sampling: the public function, and the registration of its three operators with PyTorch.
+"""Tri-plane sampling: the public function, and the registration of its operators with PyTorch.
 
 `sample`, `plane_gradient` and `point_gradient` are each other's derivatives (see torch_path.py), so that two orders of
-differentiation never leave them.
+differentiation never leave them. `product` multiplies the planes' features before they reach memory; its derivatives
+are made of those three.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def sample_triplane(
 
     Differentiable in planes and points, twice (any order with backend="reference"). float16, bfloat16 and float32 are
     computed and accumulated in float32, float64 in float64; the planes' gradient has the planes' dtype and is stored
-    channels-last. On a CPU the same inputs give the same bits.
+    channels-last. The same inputs give the same bits on a CPU, and by Triton's kernels under
+    `torch.use_deterministic_algorithms(True)`; without it those add the planes' gradient in any order.
 
     Raises:
         TypeError: an argument is no tensor, or not of a floating type.
@@ -71,16 +73,33 @@ def sample_triplane(
     if backend == "reference":
         return sample_triplane_reference(planes, points, layout=layout, reduce=reduce, align_corners=align_corners,
                                          padding_mode=padding_mode, mode=mode)
-    options = (align_corners, padding_mode, mode, backend)
-    if not isinstance(planes, Tensor):
-        features = [_sample(plane[:, None], points, None, axes[2 * i:2 * i + 2], False, *options)
+    options = (align_corners, padding_mode, mode, backend, 3 if reduce == "mean" else 1)
+    if backend == "triton":
+        given = [_read_in_place(plane) for plane in given]
+    wide = torch_path.compute_dtype(given[0].dtype, points.dtype)
+    if len(given) == 3:
+        features = [_sample(plane[:, None], points, None, axes[2 * i:2 * i + 2], False, *options, wide)
                     for i, plane in enumerate(given)]
-    elif reduce in ("sum", "mean"):
-        total = _sample(planes, points, None, axes, False, *options)
-        return (total / 3 if reduce == "mean" else total).to(planes.dtype)
-    else:
-        features = _sample(planes, points, None, axes, True, *options).unbind(2)
-    return reduce_features(features, reduce).to(given[0].dtype)
+        # the operators have divided already
+        return reduce_features(features, "sum" if reduce == "mean" else reduce).to(given[0].dtype)
+    if reduce == "product" and backend == "triton":
+        return _product(given[0], points, axes, *options, given[0].dtype)
+    if reduce == "product":
+        features = list(_sample(given[0], points, None, axes, True, *options, wide).unbind(2))
+        return reduce_features(features, reduce).to(given[0].dtype)
+    features = _sample(given[0], points, None, axes, reduce == "concat", *options, given[0].dtype)
+    return features.flatten(2)
+
+
+def _read_in_place(planes: Tensor) -> Tensor:
+    """The planes [B, ..., C, H, W] channels-last: converted outside the operators, so that all of them share one copy.
+
+    Planes expanded over the batch stay as they are: the operators copy one set of them, and every entry of the batch
+    keeps a gradient of its own.
+    """
+    if planes.stride(0) == 0 and planes.shape[0] > 1:
+        return planes
+    return torch_path.channels_last(planes if planes.ndim == 5 else planes[:, None]).view(planes.shape)
 
 
 def _check(planes: Any, points: Any, reduce: str, align_corners: bool, padding_mode: str, mode: str) -> list[Tensor]:
@@ -121,36 +140,74 @@ def _scheme(axes: Sequence[int], align_corners: bool, padding_mode: str, mode: s
 
 @torch.library.custom_op("rodin_kernels::sample_triplane", mutates_args=())
 def _sample(planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool,
-            align_corners: bool, padding_mode: str, mode: str, backend: str) -> Tensor:
+            align_corners: bool, padding_mode: str, mode: str, backend: str, divisor: int,
+            dtype: torch.dtype) -> Tensor:
     scheme = _scheme(axes, align_corners, padding_mode, mode, *planes.shape[-2:])
-    return torch_path.sample(planes, points, tangent, scheme, separate)
+    if backend == "triton":
+        from . import triton_path
+
+        how = "separate" if separate else "sum"
+        return triton_path.sample(planes, points, tangent, scheme, how, dtype, divisor)
+    total = torch_path.sample(planes, points, tangent, scheme, separate)
+    return (total if divisor == 1 else total / divisor).to(dtype)
 
 
 @torch.library.custom_op("rodin_kernels::sample_triplane_plane_gradient", mutates_args=())
 def _plane_gradient(grad: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool,
-                    align_corners: bool, padding_mode: str, mode: str, backend: str, batch: int, height: int,
-                    width: int, dtype: torch.dtype) -> Tensor:
+                    align_corners: bool, padding_mode: str, mode: str, backend: str, divisor: int, batch: int,
+                    height: int, width: int, dtype: torch.dtype) -> Tensor:
     scheme = _scheme(axes, align_corners, padding_mode, mode, height, width)
+    if backend == "triton":
+        from . import triton_path
+
+        return triton_path.plane_gradient(grad, points, tangent, scheme, separate, batch, divisor).to(dtype)
+    grad = _divided(grad, points, divisor)
     return torch_path.plane_gradient(grad, points, tangent, scheme, separate, batch).to(dtype)
 
 
 @torch.library.custom_op("rodin_kernels::sample_triplane_point_gradient", mutates_args=())
 def _point_gradient(grad: Tensor, planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int],
-                    separate: bool, align_corners: bool, padding_mode: str, mode: str, backend: str) -> Tensor:
+                    separate: bool, align_corners: bool, padding_mode: str, mode: str, backend: str,
+                    divisor: int) -> Tensor:
     scheme = _scheme(axes, align_corners, padding_mode, mode, *planes.shape[-2:])
+    if backend == "triton":
+        from . import triton_path
+
+        return triton_path.point_gradient(grad, planes, points, tangent, scheme, separate, divisor)
+    grad = _divided(grad, points, divisor)
     return torch_path.point_gradient(grad, planes, points, tangent, scheme, separate).to(points.dtype)
 
 
+@torch.library.custom_op("rodin_kernels::sample_triplane_product", mutates_args=())
+def _product(planes: Tensor, points: Tensor, axes: Sequence[int], align_corners: bool, padding_mode: str, mode: str,
+             backend: str, divisor: int, dtype: torch.dtype) -> Tensor:
+    from . import triton_path
+
+    scheme = _scheme(axes, align_corners, padding_mode, mode, *planes.shape[-2:])
+    return triton_path.sample(planes, points, None, scheme, "product", dtype, divisor)
+
+
+def _divided(grad: Tensor, points: Tensor, divisor: int) -> Tensor:
+    return grad if divisor == 1 else grad.to(torch_path.compute_dtype(grad.dtype, points.dtype)) / divisor
+
+
 @_sample.register_fake
-def _(planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool, *_: Any) -> Tensor:
-    dtype = torch_path.compute_dtype(planes.dtype, points.dtype)
+def _(planes: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool, align_corners: bool,
+      padding_mode: str, mode: str, backend: str, divisor: int, dtype: torch.dtype) -> Tensor:
     shape = (*points.shape[:2], *((len(axes) // 2,) if separate else ()), planes.shape[2])
     return planes.new_empty(shape, dtype=dtype)
 
 
+@_product.register_fake
+def _(planes: Tensor, points: Tensor, axes: Sequence[int], align_corners: bool, padding_mode: str, mode: str,
+      backend: str, divisor: int, dtype: torch.dtype) -> Tensor:
+    return planes.new_empty((*points.shape[:2], planes.shape[2]), dtype=dtype)
+
+
 @_plane_gradient.register_fake
 def _(grad: Tensor, points: Tensor, tangent: Tensor | None, axes: Sequence[int], separate: bool, align_corners: bool,
-      padding_mode: str, mode: str, backend: str, batch: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+      padding_mode: str, mode: str, backend: str, divisor: int, batch: int, height: int, width: int,
+      dtype: torch.dtype) -> Tensor:
     shape = (batch, len(axes) // 2, height, width, grad.shape[-1])
     return grad.new_empty(shape, dtype=dtype).permute(0, 1, 4, 2, 3)
 
@@ -161,7 +218,8 @@ def _(grad: Tensor, planes: Tensor, points: Tensor, *_: Any) -> Tensor:
 
 
 def _sample_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    planes, points, tangent, *ctx.options = inputs
+    planes, points, tangent, *options = inputs
+    ctx.options = options[:-1]
     ctx.save_for_backward(planes, points, tangent)
 
 
@@ -172,7 +230,26 @@ def _sample_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     to_planes = _plane_gradient(grad, points, tangent, *options, *like) if needs[0] else None
     to_points = _point_gradient(grad, planes, points, tangent, *options) if needs[1] else None
     to_tangent = _point_gradient(grad, planes, points, None, *options) if needs[2] else None
-    return (to_planes, to_points, to_tangent, *[None] * len(options))
+    return (to_planes, to_points, to_tangent, *[None] * (len(options) + 1))
+
+
+def _product_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    planes, points, ctx.axes, *options = inputs
+    ctx.options = options[:-1]
+    ctx.save_for_backward(planes, points)
+
+
+def _product_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    planes, points = ctx.saved_tensors
+    needs, options = ctx.needs_input_grad, (ctx.axes, True, *ctx.options)
+    wide = torch_path.compute_dtype(planes.dtype, points.dtype)
+    # read again instead of kept: three times the output, in float32
+    a, b, c = _sample(planes, points, None, *options, wide).unbind(2)
+    apart = torch.stack([b * c, a * c, a * b], 2) * grad.to(wide).unsqueeze(2)
+    like = (planes.shape[0], *planes.shape[-2:], planes.dtype)
+    to_planes = _plane_gradient(apart, points, None, *options, *like) if needs[0] else None
+    to_points = _point_gradient(apart, planes, points, None, *options) if needs[1] else None
+    return (to_planes, to_points, *[None] * (len(ctx.options) + 2))
 
 
 def _plane_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -184,7 +261,7 @@ def _plane_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 def _plane_gradient_backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
     grad, points, tangent = ctx.saved_tensors
     needs, options = ctx.needs_input_grad, ctx.options
-    to_grad = _sample(outer, points, tangent, *options) if needs[0] else None
+    to_grad = _sample(outer, points, tangent, *options, grad.dtype) if needs[0] else None
     to_points = _point_gradient(grad, outer, points, tangent, *options) if needs[1] else None
     to_tangent = _point_gradient(grad, outer, points, None, *options) if needs[2] else None
     return (to_grad, to_points, to_tangent, *[None] * (len(options) + 4))
@@ -201,12 +278,13 @@ def _point_gradient_backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
         raise RuntimeError("sample_triplane: third derivatives need backend='reference'")
     needs, options = ctx.needs_input_grad, ctx.options
     like = (planes.shape[0], *planes.shape[-2:], planes.dtype)
-    to_grad = _sample(planes, points, outer, *options) if needs[0] else None
+    to_grad = _sample(planes, points, outer, *options, grad.dtype) if needs[0] else None
     to_planes = _plane_gradient(grad, points, outer, *options, *like) if needs[1] else None
     to_points = _point_gradient(grad, planes, points, outer, *options) if needs[2] else None
     return (to_grad, to_planes, to_points, None, *[None] * len(options))
 
 
+_product.register_autograd(_product_backward, setup_context=_product_context)
 _sample.register_autograd(_sample_backward, setup_context=_sample_context)
 _plane_gradient.register_autograd(_plane_gradient_backward, setup_context=_plane_gradient_context)
 _point_gradient.register_autograd(_point_gradient_backward, setup_context=_point_gradient_context)

@@ -72,6 +72,14 @@ def compute_dtype(planes: torch.dtype, points: torch.dtype) -> torch.dtype:
     return torch.promote_types(torch.promote_types(planes, points), torch.float32)
 
 
+def channels_last(planes: Tensor) -> Tensor:
+    """The same planes [B, P, C, H, W] with the channels' stride 1: themselves if they have it, else a copy, once."""
+    if planes.stride(2) == 1 or planes.shape[2] == 1:
+        return planes
+    own = planes[:1] if planes.stride(0) == 0 else planes
+    return own.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3).expand(planes.shape)
+
+
 def sample(planes: Tensor, points: Tensor, tangent: Tensor | None, scheme: Scheme, separate: bool) -> Tensor:
     """Features at points [B, N, 3] of planes [B or 1, P, C, H, W]: [B, N, C], or [B, N, P, C] if `separate`.
 

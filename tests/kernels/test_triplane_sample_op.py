@@ -10,7 +10,7 @@ from rodin_kernels import EG3D, sample_triplane
 from rodin_kernels.testing import random_tensor, stored_as
 from rodin_kernels.triplane_sample import op
 
-OPTIONS = ([0, 1, 2, 0, 1, 2], False, False, "zeros", "bilinear", "torch")
+OPTIONS = ([0, 1, 2, 0, 1, 2], False, False, "zeros", "bilinear", "torch", 1)
 
 
 def inputs(requires_grad: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def inputs(requires_grad: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_operators_pass_opcheck(with_tangent: bool) -> None:
     planes, points, tangent, grad = inputs()
     along = tangent if with_tangent else None
-    torch.library.opcheck(op._sample, (planes, points, along, *OPTIONS))
+    torch.library.opcheck(op._sample, (planes, points, along, *OPTIONS, torch.float32))
     torch.library.opcheck(op._plane_gradient, (grad, points, along, *OPTIONS, 2, 6, 5, torch.float32))
     if with_tangent:
         planes, points, along, grad = inputs(requires_grad=False)
@@ -35,7 +35,7 @@ def test_operators_pass_opcheck(with_tangent: bool) -> None:
 def test_separate_features_and_low_precision_pass_opcheck() -> None:
     planes, points, _, _ = inputs()
     half = planes.detach().half().requires_grad_()
-    torch.library.opcheck(op._sample, (half, points, None, OPTIONS[0], True, *OPTIONS[2:]))
+    torch.library.opcheck(op._sample, (half, points, None, OPTIONS[0], True, *OPTIONS[2:-1], 3, torch.float16))
 
 
 @pytest.mark.parametrize("reduce", ["sum", "product"])

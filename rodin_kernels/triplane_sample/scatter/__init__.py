@@ -1,0 +1,1 @@
+"""The planes' gradient by Triton kernels: points scattered onto texels."""
