@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", metavar="DIR", help="a model's folder or hub id; default: the one in the package")
     p.add_argument("--steps", metavar="N", type=whole(1, 1000), help="of the base diffusion; default: the model's")
     p.add_argument("--guidance", metavar="X", type=scale, help="how literally words are taken; default: the model's")
+    p.add_argument("--candidates", metavar="N", type=whole(1, 64),
+                   help="make so many from words or a portrait and keep the one that fits best; default: the model's")
     p.add_argument("--embed-settings", action="store_true", help="write prompt, seed and settings into the files, too")
     p.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; default: a GPU if there is one")
     p.add_argument("--quiet", action="store_true", help="no progress, no report")
@@ -138,7 +140,8 @@ class Run:
         """The avatar of one seed, then its edits, each on top of the one before."""
         import torch
 
-        asked = {"num_inference_steps": self.options.steps, "guidance_scale": self.options.guidance}
+        asked = {"num_inference_steps": self.options.steps, "guidance_scale": self.options.guidance,
+                 "candidates": self.options.candidates}
         with self.timed("diffusion"):
             made = [self.pipe(self.options.prompt, portrait, generator=torch.Generator().manual_seed(seed),
                               **asked).avatars[0]]  # type: ignore[union-attr]
@@ -154,6 +157,7 @@ class Run:
         image = self.options.image
         return {"prompt": self.options.prompt, "image": image.name if image is not None else None,
                 "edits": self.options.edit[:edits], "seed": seed, **{name: avatar.metadata[name] for name in names},
+                "candidates": self.options.candidates or self.pipe.index.candidates,
                 "model": self.pipe.index.name, "software": software(), "device": str(self.pipe.device),
                 "size": self.options.size, "views": self.options.views, "digital_source_type": SOURCE_TYPE}
 

@@ -18,7 +18,8 @@ class ModelIndex:
     """What `model_index.json` says: the model's name and how it is best sampled.
 
     `text_prior`: whether words go through the latent prior (to z of a picture that fits them) or are used as they are.
-    `edit_strength`: how far `edit` moves z when the caller does not say.
+    `edit_strength`: how far `edit` moves z when the caller does not say. `candidates`: of how many avatars the one is
+    kept that looks most like what was asked for.
     """
 
     format: str = FORMAT
@@ -28,10 +29,13 @@ class ModelIndex:
     guidance_scale: float = 2.0
     upsampler_steps: int = 8
     edit_strength: float = 1.0
+    candidates: int = 1
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise ValueError(f"the model's format must be {FORMAT!r}; got {self.format!r}")
+        if not 1 <= self.candidates <= 64:
+            raise ValueError(f"candidates must lie between 1 and 64; got {self.candidates}")
 
 
 def find_model(path: str | os.PathLike[str] | None = None) -> Path:

@@ -26,7 +26,7 @@ from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
 from rodin_model.portraits import read_portrait, to_tensor
 from rodin_model.prompts import check_prompt
 from rodin_model.provenance import SOURCE_TYPE, software
-from rodin_model.seeds import noise_seeds, stage_generator
+from rodin_model.seeds import candidate_seed, noise_seeds, stage_generator
 from rodin_model.triplane import Avatar
 from rodin_model.upsampler import Upsampler
 
@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 #: Pixels at which a portrait is handed to the conditioner, which resizes it to its own size.
 PORTRAIT_SIZE = 256
+#: Pixels at which candidates are looked at.
+LOOK_SIZE = 128
 #: The words that an edit starts from, where the avatar does not know its own.
 NEUTRAL = "a person"
 
@@ -121,7 +123,7 @@ class RodinPipeline:
     @torch.no_grad()
     def __call__(self, prompt: str | Sequence[str] | None = None, image: Any = None, *,
                  num_inference_steps: int | None = None, guidance_scale: float | None = None,
-                 upsampler_steps: int | None = None,
+                 upsampler_steps: int | None = None, candidates: int | None = None,
                  generator: torch.Generator | Sequence[torch.Generator] | None = None,
                  num_avatars_per_prompt: int = 1, z: Tensor | None = None,
                  callback_on_step_end: StepCallback | None = None) -> RodinPipelineOutput:
@@ -131,6 +133,8 @@ class RodinPipeline:
             prompt: a text or a list of texts, each of at most 1000 characters.
             image: a file name, a PIL picture or a tensor [3, H, W] in [0, 1] on white, or a list of these.
             num_inference_steps, guidance_scale, upsampler_steps: None for what the model's index recommends.
+            candidates: of so many coarse avatars, 1 to 64, the one goes on whose front picture's z is nearest to the z
+                asked for (as DALL-E ranks by CLIP); None as above; from noise there is nothing to compare, one is made.
             generator: where seeds come from; one for all avatars, or one each. An avatar depends on its own seed only.
             num_avatars_per_prompt: how many avatars are made of each prompt, portrait or latent, 1 to 1000.
             z: latents [B, 512] of unit length, instead of prompt and image.
@@ -143,6 +147,8 @@ class RodinPipeline:
             raise ValueError("give a prompt, an image or z, not more than one of them")
         if not 1 <= num_avatars_per_prompt <= 1000:
             raise ValueError(f"num_avatars_per_prompt must lie between 1 and 1000; got {num_avatars_per_prompt}")
+        if candidates is not None and not (isinstance(candidates, int) and 1 <= candidates <= 64):
+            raise ValueError(f"candidates must be a whole number from 1 to 64; got {candidates}")
         prompts = _checked_prompts(prompt)
         images = _checked_images(image)
         rows = len(prompts) or len(images) or (1 if z is None else len(z))
@@ -150,8 +156,10 @@ class RodinPipeline:
         latents = self._latents(prompts, images, z, seeds, num_avatars_per_prompt)
         facts = [{"prompt": text} if text else {} for text in prompts or [""] * rows
                  for _ in range(num_avatars_per_prompt)]
+        asked = bool(prompts or images) or z is not None
         avatars = self._make(latents, seeds, facts, self._settings(num_inference_steps, guidance_scale,
-                                                                   upsampler_steps), callback_on_step_end)
+                                                                   upsampler_steps), callback_on_step_end,
+                             (candidates or self.index.candidates) if asked else 1)
         return RodinPipelineOutput(avatars)
 
     @torch.no_grad()
@@ -239,13 +247,13 @@ class RodinPipeline:
         return self.conditioner.encode_image(front.permute(0, 3, 1, 2).to(self.device)).float()[0]
 
     def _make(self, z: Tensor, seeds: list[int], facts: list[dict[str, Any]], settings: dict[str, Any],
-              callback: StepCallback | None) -> list[Avatar]:
+              callback: StepCallback | None, candidates: int = 1) -> list[Avatar]:
         """z [B, 512] with one noise seed a row through both diffusions."""
         size = self.batch_size or (1 if self.device.type == "cpu" else 8)
         steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
         batches = -(-len(z) // size)
         avatars: list[Avatar] = []
-        with tqdm(**{"total": batches * (steps + fine_steps), "desc": "avatar", "leave": False,
+        with tqdm(**{"total": batches * (candidates * steps + fine_steps), "desc": "avatar", "leave": False,
                      **self._progress_bar}) as bar:
 
             def report(stage: str) -> Callable[[int, int, Tensor], None]:
@@ -256,14 +264,32 @@ class RodinPipeline:
                 return progress
 
             for start in range(0, len(z), size):
-                part, some = z[start:start + size], seeds[start:start + size]
-                coarse = self.base.sample(part, generators=[stage_generator(s, "base") for s in some], steps=steps,
-                                          guidance_scale=settings["guidance_scale"], progress=report("base"))
+                part = z[start:start + size]
+                coarse, some = self._coarse(part, seeds[start:start + size], settings, candidates, report("base"))
                 fine = self.upsampler.sample(coarse, part, generators=[stage_generator(s, "upsampler") for s in some],
                                              steps=fine_steps, progress=report("upsampler"))
                 for planes, row, seed, fact in zip(fine, part, some, facts[start:], strict=False):
                     avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed}))
         return avatars
+
+    def _coarse(self, z: Tensor, seeds: list[int], settings: dict[str, Any], candidates: int,
+                progress: Callable[[int, int, Tensor], None]) -> tuple[Tensor, list[int]]:
+        """Coarse planes for every row of z, the best of `candidates`, and the noise seeds that gave them."""
+        tried, likeness = [], []
+        for index in range(candidates):
+            some = [candidate_seed(seed, index) for seed in seeds]
+            planes = self.base.sample(z, generators=[stage_generator(s, "base") for s in some],
+                                      steps=settings["num_inference_steps"],
+                                      guidance_scale=settings["guidance_scale"], progress=progress)
+            tried.append((planes, some))
+            if candidates > 1:
+                fronts = torch.cat([self._avatar(p, {}).turntable(1, LOOK_SIZE) for p in planes]).clamp(0, 1)
+                likeness.append((self.conditioner.encode_image(fronts.permute(0, 3, 1, 2)) * z).sum(-1))
+        if candidates == 1:
+            return tried[0]
+        best = torch.stack(likeness).argmax(0).tolist()
+        return (torch.stack([tried[chosen][0][row] for row, chosen in enumerate(best)]),
+                [tried[chosen][1][row] for row, chosen in enumerate(best)])
 
     def _avatar(self, planes: Tensor, metadata: dict[str, Any]) -> Avatar:
         layout = tuple(self.conventions["layout"])

@@ -19,6 +19,13 @@ def noise_seeds(generator: torch.Generator | Sequence[torch.Generator] | None, c
     return [int(torch.randint(2**63 - 1, (1,), generator=g, device=g.device if g else "cpu")) for g in generators]
 
 
+def candidate_seed(seed: int, index: int) -> int:
+    """The noise of one of several candidates for an avatar: its own seed for the first, numbers drawn from it after."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/candidate {index}".encode()).digest()[:8], "little") >> 1
+
+
 def stage_generator(seed: int, stage: str) -> torch.Generator:
     """The generator on the CPU for one stage of one avatar: stages draw independently, and alike on every device."""
     digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()

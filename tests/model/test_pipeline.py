@@ -15,7 +15,7 @@ from PIL import Image
 from rodin_model.model_index import ModelIndex, find_model
 from rodin_model.pipeline import RodinPipeline, slerp
 from rodin_model.provenance import SOURCE_TYPE
-from rodin_model.seeds import noise_seeds, stage_generator
+from rodin_model.seeds import candidate_seed, noise_seeds, stage_generator
 from rodin_model.triplane import Avatar
 
 WORDS = ["a bearded man", "a woman with red hair", "someone in a hat"]
@@ -167,6 +167,24 @@ def test_every_step_is_reported(pipe: RodinPipeline, capsys: pytest.CaptureFixtu
     finally:
         pipe.set_progress_bar_config(disable=True)
     assert "shown" in capsys.readouterr().err
+
+
+def test_the_candidate_that_looks_most_as_asked_is_kept(pipe: RodinPipeline) -> None:
+    chosen = pipe(WORDS[1], generator=seeded(3), candidates=3).avatars[0]
+    tried = [pipe(WORDS[1], generator=seeded(3)).avatars[0]]
+    first = tried[0].metadata["noise_seed"]
+    z, likeness = tried[0].metadata["z"], []
+    for index in range(3):
+        seed = candidate_seed(first, index)
+        coarse = pipe.base.sample(z[None], generators=[stage_generator(seed, "base")], steps=3)
+        front = pipe._avatar(coarse[0], {}).turntable(1, 128)
+        likeness.append((float((pipe.conditioner.encode_image(front.permute(0, 3, 1, 2)) * z).sum()), seed))
+    assert len({seed for _, seed in likeness}) == 3
+    assert chosen.metadata["noise_seed"] == max(likeness)[1]
+    # the chosen noise is the avatar's own from here on: an edit that changes nothing gives the same planes
+    torch.testing.assert_close(pipe.edit(chosen, "a hat", strength=0.0).planes, chosen.planes)
+    with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 64; got 0"):
+        pipe(WORDS[1], candidates=0)
 
 
 def test_an_edit_keeps_the_noise_and_moves_z(pipe: RodinPipeline, bearded: Avatar) -> None:
