@@ -100,6 +100,24 @@ def test_the_library_s_convolution_with_our_lines_is_as_right(setting: dict[str,
 
 
 @interpret
+@pytest.mark.parametrize("size, kernel, options", [
+    (6, 3, {"padding": 1}), (5, 4, {"padding": 2, "stride": 2, "transposed": True}),
+])  # fmt: skip
+def test_tiles_at_borders_and_away_from_them_agree(
+    size: int, kernel: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small_tiles(purpose: str, x: Tensor, outputs: int) -> dict[str, Any]:
+        found = dict(launches.rule("interpreter", purpose, choice.Shape(32, x.shape[2], outputs, size)))
+        return {**found, "tile": [2, 2, *found["tile"][2:]]} if purpose == "own_plane" else found
+
+    monkeypatch.setattr(launches, "launch_rule", small_tiles)
+    planes, weight, _ = inputs(sizes=size, kernel=kernel, channels=1, outputs=1)
+    with torch.no_grad():
+        have = rollout_conv(planes, weight, backend="triton", **options)
+    torch.testing.assert_close(have, rollout_conv_reference(planes, weight, **options), rtol=1e-5, atol=1e-5)
+
+
+@interpret
 def test_the_integer_arithmetic_is_checked_once_for_overflow() -> None:
     assert_right({"sizes": 2, "kernel": 1, "channels": 1, "outputs": 1}, {"padding": 0})
 
