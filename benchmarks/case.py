@@ -94,7 +94,8 @@ class Case:
         dtype: of the tensors.
         make: device -> named tensors.
         reference: the specification in plain torch, any dtype.
-        plain: plain PyTorch in the precision of the case, from whose error the budget follows; None: the specification.
+        plain: plain PyTorch in another memory order or precision than the specification runs in, ours' own; the budget
+            follows from the error of either.
         contenders: ours first.
         work: least work of each pass.
         leaves: tensors with a gradient; none: the case is forward only.
@@ -103,6 +104,8 @@ class Case:
         least_psnr: compare forward results as pictures in [0, 1] by this many decibels instead of the error budget.
         factor: how many times plain PyTorch's error ours may have: 2, the accuracy contract's, for an operator; more
             for a chain of operators, where one rounding that differs early moves everything behind it.
+        jumps: gradients jump, as those of ReLU do where a unit's input crosses zero: rounding puts some units on the
+            other side in any implementation, so gradients are compared as a whole (`judge.JUMPING`).
         targets: what is expected.
         bound: what no implementation of this kind can go below, timed where a target is missed.
         graph: on a GPU also measured as a CUDA graph, without the cost of launches.
@@ -126,6 +129,7 @@ class Case:
     least_psnr: float | None = None
     factor: float = 2.0
     plain: Call | None = None
+    jumps: bool = False
     targets: tuple[Target, ...] = ()
     bound: Contender | None = None
     graph: bool = False

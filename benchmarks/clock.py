@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -106,6 +107,7 @@ class GpuClock:
 Clock = CpuClock | GpuClock
 
 
+@lru_cache(maxsize=1)
 def clocks() -> Sequence[Clock]:
     """A clock for every kind of device that this machine has, the fastest first."""
     return [GpuClock(), CpuClock()] if torch.cuda.is_available() else [CpuClock()]

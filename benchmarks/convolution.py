@@ -66,7 +66,8 @@ def case(shape: tuple[int, int, int, int], dtype: torch.dtype, level: str, devic
     return Case(
         "rollout_conv", f"B{batch} C{channels} R{size} O{outputs} {short(dtype)}", work["forward"].flops / 1e9,
         "collapsed GFLOP", dtype, make, reference, tuple(contenders), work, leaves=("planes", "weight", "bias"),
-        targets=targets(shape, dtype), bound=Contender("own plane alone", own_plane, channels_last("planes", "weight")),
+        plain=batched, targets=targets(shape, dtype),
+        bound=Contender("own plane alone", own_plane, channels_last("planes", "weight")),
         graph=batch == 1 and size <= 64,
     )  # fmt: skip
 

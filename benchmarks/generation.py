@@ -24,7 +24,7 @@ PROMPT = "a bearded man with curly hair in a black leather jacket"
 
 def cases(level: str, device: torch.device) -> list[Case]:
     """One case: fewer steps and a smaller picture where time is short."""
-    steps = {"smoke": (2, 1, 16), "quick": (8, 2, 256)}
+    steps = {"smoke": (2, 1, 16), "quick": (8, 2, 128)}
     return [case(*steps.get(level, (None, None, 256)), device)]
 
 

@@ -32,7 +32,7 @@ def commands(folder: Path, seconds: dict[str, float]) -> dict[str, list[str]]:
     inside = {name: max(value - 15, 0.6 * value) for name, value in seconds.items()}
     return {
         "doctor": [python, "-m", "rodin_kernels.doctor"],
-        "tests": [python, "-m", "pytest", "-m", "gpu", "-q", "-x", "--maxfail=20", "-p", "no:cacheprovider", "tests"],
+        "tests": [python, "-m", "pytest", "-m", "gpu", "-q", "--maxfail=20", "-p", "no:cacheprovider", "tests"],
         "benchmarks": [python, "-m", "benchmarks", "--device", "cuda", "--quick", "--seconds",
                        f"{inside['benchmarks']:.0f}", "--output", str(folder)],
         "tuning": [python, "-m", "rodin_kernels.tune", "--seconds", f"{inside['tuning']:.0f}", "--output",

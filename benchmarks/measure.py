@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rodin_kernels.testing import random_tensor
-
 from .case import OURS, Call, Case, Contender, Tensors
 from .ceilings import Ceilings
 from .clock import Clock, saved_bytes
@@ -49,8 +47,9 @@ class Job:
         """The backward of the last `training_forward`."""
         assert self.result is not None
         if self.cotangent is None:
-            self.cotangent = random_tensor(*self.result.shape, seed=98, dtype=self.result.dtype,
-                                           device=self.result.device)
+            generator = torch.Generator(self.result.device).manual_seed(98)
+            self.cotangent = torch.randn(self.result.shape, generator=generator, dtype=self.result.dtype,
+                                         device=self.result.device)
         torch.autograd.grad(self.result, [self.tracked[name] for name in self.leaves], self.cotangent)
         self.result = None
 
@@ -126,23 +125,24 @@ def _forget() -> None:
 
 
 def _timed(jobs: dict[str, Job], clock: Clock, seconds: float, most: int) -> dict[str, list[dict[str, float]]]:
-    """Repeat: every contender once, in an order that moves on by one each time."""
+    """Repeat: every contender once, in an order that moves on by one each time.
+
+    The first turn is to warm up and does not count, unless all are so slow that hardly a turn is left.
+    """
     names = list(jobs)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for name in names:
-        jobs[name].once(clock)
     end = time.monotonic() + seconds
     gc.disable()
     try:
-        for turn in range(most):
+        for turn in range(most + 1):
             for i in range(len(names)):
                 name = names[(turn + i) % len(names)]
                 samples[name].append(jobs[name].once(clock))
-            if time.monotonic() > end and (turn + 1 >= LEAST or time.monotonic() > end + seconds):
+            if time.monotonic() > end and (turn >= LEAST or time.monotonic() > end + seconds):
                 break
     finally:
         gc.enable()
-    return samples
+    return {name: times[1:] if len(times) > LEAST else times for name, times in samples.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

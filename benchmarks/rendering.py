@@ -82,7 +82,7 @@ def case(side: int, samples: int, channels: int, size: int, dtype: torch.dtype, 
         "render_triplane", f"{side}x{side} rays x {samples} C{channels} R{size} {short(dtype)}", float(count),
         "samples", torch.float32, make, reference, tuple(contenders), works(side, samples, channels, size, dtype),
         leaves=leaves, rows=("origins", "directions", "near", "far"), checked=CHECKED,
-        plain=None if dtype == torch.float32 else lambda x: materialised(scene, x), arithmetic=dtype,
+        plain=None if dtype == torch.float32 else lambda x: materialised(scene, x), arithmetic=dtype, jumps=True,
         targets=targets(side, samples, dtype),
     )  # fmt: skip
 

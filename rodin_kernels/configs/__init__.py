@@ -7,8 +7,9 @@ One JSON file a device, `<device>.json`, in the user's folder (`$RODIN_KERNELS_C
         {"operator": "sample_triplane", "kernel": "forward", "shape": {"channels": 32, "bits": 16},
          "config": {"points": 64, "num_warps": 4}}]}
 
-A kernel asks with `choose(operator, kernel, shape, default, device)` and gets the config of the nearest tuned shape, or
-its default. Nothing is timed at run time, and a file can do no more than choose among values that `default` allows.
+A kernel asks with `choose` (or with `tuned_rule`, for rules with tiles) and gets the
+config of the nearest tuned shape, or its default. Nothing is timed at run time, and a file can do no more than choose
+among values that the kernel allows.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _log = logging.getLogger("rodin_kernels")
 _told: set[tuple[str, str, str]] = set()
 _forced: dict[tuple[str, str], Config] = {}
 _listeners: list[Callable[[Question], None]] = []
+_known: dict[tuple[Any, ...], Config] = {}
 
 
 class Question(NamedTuple):
@@ -67,6 +69,9 @@ def choose(operator: str, kernel: str, shape: Mapping[str, int], default: Mappin
         A new dictionary. Asking costs a look-up; files are read once a process. When the nearest tuned shape is another
         than the one asked for, that is logged once a kernel.
     """
+    quick = (operator, kernel, *shape.values(), *default.values(), device)
+    if not _listeners and not _forced and quick in _known:
+        return dict(_known[quick])
     limits = space or {}
     question = Question(
         operator, kernel, tuple(sorted(shape.items())), tuple(sorted(default.items())),
@@ -76,7 +81,22 @@ def choose(operator: str, kernel: str, shape: Mapping[str, int], default: Mappin
         listener(question)
     if (forced := _forced.get((operator, kernel))) is not None:
         return {**default, **forced}
-    return dict(_answer(question, device_key(device)))
+    _known[quick] = dict(_answer(question, device_key(device)))
+    return dict(_known[quick])
+
+
+def tuned_rule(operator: str, kernel: str, shape: Mapping[str, int], rule: Mapping[str, Any],
+               device: torch.device | str) -> dict[str, Any]:
+    """A shipped rule with what was tuned on this device in place of its "tile" (a list), "warps" and "stages".
+
+    The tile's sizes are asked for, and kept in files, as "tile0", "tile1" and so on; all else in the rule stays.
+    """
+    tile = list(rule.get("tile", ()))
+    default = {name: rule[name] for name in ("warps", "stages") if name in rule}
+    default |= {f"tile{i}": value for i, value in enumerate(tile)}
+    found = choose(operator, kernel, shape, default, device)
+    sizes = [found.pop(f"tile{i}") for i in range(len(tile))]
+    return {**rule, **found, **({"tile": sizes} if tile else {})}
 
 
 def allowed(name: str, default: Value) -> tuple[Value, ...]:
@@ -199,6 +219,7 @@ def _entries(key: str) -> tuple[dict[str, Any], ...]:
 
 def forget() -> None:
     """Read files again, and tell again what was told."""
+    _known.clear()
     _answer.cache_clear()
     _entries.cache_clear()
     _told.clear()

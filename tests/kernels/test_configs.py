@@ -99,6 +99,21 @@ def test_neighbours_of_the_default_are_allowed() -> None:
     assert configs.allowed("steps", 3) == (3,) and configs.allowed("method", "gemm") == ("gemm",)
 
 
+def test_a_rule_with_a_tile_is_tuned_as_a_whole(folder: Path) -> None:
+    rule = {"bits": [16], "tile": [8, 16, 64], "warps": 4, "stages": 3, "why": "shipped"}
+    assert configs.tuned_rule("op", "forward", {"bits": 16, "channels": 32}, rule, "cpu") == rule
+    write(folder, entry(32, {"tile1": 32, "warps": 8}))
+    found = configs.tuned_rule("op", "forward", {"bits": 16, "channels": 32}, rule, "cpu")
+    assert found == {**rule, "tile": [8, 32, 64], "warps": 8}
+
+
+def test_another_default_for_the_same_shape_is_another_question(folder: Path) -> None:
+    write(folder, entry(32, {"points": 64}))
+    for warps in (4, 8):
+        found = configs.choose("op", "forward", {"channels": 32, "bits": 16}, {**DEFAULT, "num_warps": warps}, "cpu")
+        assert found == {**DEFAULT, "points": 64, "num_warps": warps}
+
+
 class Fake:
     """An operator whose time and result depend on the parameters that it is given."""
 
