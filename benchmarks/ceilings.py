@@ -21,7 +21,7 @@ TABLE_ROWS, TABLE_CHANNELS = 3 * 256 * 256, 32
 @dataclass(frozen=True)
 class Ceilings:
     """Measured rates: bytes per second of a copy (reads and writes), random reads and random additions; operations
-    per second of matrix products by dtype."""
+    per second by dtype of a matrix product or a 3 x 3 convolution of many channels, whichever is faster."""
 
     copy: float
     gather: float
@@ -44,26 +44,38 @@ def measured(clock: Clock, level: str) -> Ceilings:
     """The ceilings of the clock's device."""
     small = level == "smoke"
     if isinstance(clock, CpuClock):
-        elements, size, rows, dtypes = (1 << 24, 1536, 1 << 19, (torch.float32,))
+        elements, size, side, rows, dtypes = (1 << 24, 1536, 64, 1 << 19, (torch.float32,))
     else:
-        elements, size, rows = (1 << 28, 8192, 1 << 24)
+        elements, size, side, rows = (1 << 28, 8192, 256, 1 << 24)
         dtypes = (torch.bfloat16, torch.float16, torch.float32)
     if small:
-        elements, size, rows = 1 << 12, 32, 1 << 8
+        elements, size, side, rows = 1 << 12, 32, 4, 1 << 8
     device = clock.device
     source = torch.zeros(elements, device=device)
     target = torch.ones(elements, device=device)
     copy = _best(clock, lambda: target.copy_(source))
     matmul = {}
     for dtype in dtypes:
-        a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-        matmul[short(dtype)] = 2 * size**3 / _best(clock, lambda a=a, b=b: a @ b)
+        matmul[short(dtype)] = max(_product_rate(clock, size, dtype), _convolution_rate(clock, side, dtype))
     table = torch.zeros(TABLE_ROWS, TABLE_CHANNELS, device=device)
     generator = torch.Generator().manual_seed(1)
     index = torch.randint(TABLE_ROWS, (rows,), generator=generator).to(device)
     gather, reduce = (_random_on_cpu if isinstance(clock, CpuClock) else _random_on_gpu)(table, index)
     bytes_ = rows * TABLE_CHANNELS * 4
     return Ceilings(8 * elements / copy, bytes_ / _best(clock, gather), bytes_ / _best(clock, reduce), matmul)
+
+
+def _product_rate(clock: Clock, size: int, dtype: torch.dtype) -> float:
+    a, b = (torch.ones(size, size, dtype=dtype, device=clock.device) for _ in range(2))
+    return 2 * size**3 / _best(clock, lambda: a @ b)
+
+
+def _convolution_rate(clock: Clock, side: int, dtype: torch.dtype, channels: int = 256) -> float:
+    """Some libraries convolve faster than they multiply."""
+    x = torch.ones(1, channels, side, side, dtype=dtype, device=clock.device)
+    weight = torch.ones(channels, channels, 3, 3, dtype=dtype, device=clock.device)
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return 18 * channels**2 * side**2 / _best(clock, lambda: F.conv2d(x, weight, padding=1))
 
 
 def _best(clock: Clock, run: Callable[[], Any]) -> float:

@@ -29,9 +29,9 @@ class Panel:
 
 
 def time_panels(rows: Sequence[Row]) -> list[Panel]:
-    """Seconds against size: a panel for each operator, forward and training step."""
-    return _panels(rows, [("forward", "forward"), ("both", "forward + backward")], "seconds",
-                   lambda row, name: row[name]["median"] if name in row else None)
+    """Milliseconds against size: a panel for each operator, forward and training step."""
+    return _panels(rows, [("forward", "forward"), ("both", "forward + backward")], "milliseconds",
+                   lambda row, name: row[name]["median"] * 1e3 if name in row else None)
 
 
 def memory_panels(rows: Sequence[Row]) -> list[Panel]:
@@ -162,7 +162,4 @@ def _number(power: float) -> str:
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor * 0.999:
             return f"{value / factor:.3g} {letter}"
-    for factor, letter in ((1, ""), (1e-3, " m"), (1e-6, " u")):
-        if value >= factor * 0.999:
-            return f"{value / factor:.3g}{letter}"
-    return f"{value:.0e}"
+    return f"{value:.3g}"

@@ -37,7 +37,7 @@ def facts(results: Results) -> str:
     rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in ceilings["matmul"].items())
     return (f"{results['date']}, commit {results['commit']}, `{results['command']}`; {versions}. "
             f"{results['method']}. Ceilings measured in the same run: copy {ceilings['copy'] / 1e9:.3g} GB/s, "
-            f"matrix products {rates}, random reads {ceilings['gather'] / 1e9:.3g} GB/s, "
+            f"dense arithmetic {rates}, random reads {ceilings['gather'] / 1e9:.3g} GB/s, "
             f"random additions {ceilings['reduce'] / 1e9:.3g} GB/s.")
 
 
@@ -122,6 +122,8 @@ def _line(row: Row, rows: list[Row]) -> str:
 def _time(row: Row, name: str) -> str:
     if name not in row:
         return ""
+    if row["runs"] < 3:
+        return f"{seconds(row[name]['median'])} ({row['runs']} run{'s' if row['runs'] > 1 else ''})"
     return f"{seconds(row[name]['median'])} ({seconds(row[name]['low'])} to {seconds(row[name]['high'])})"
 
 
