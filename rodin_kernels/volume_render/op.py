@@ -23,6 +23,7 @@ from ..layouts import RODIN, check_layout
 from ..triplane_sample.op import sample_triplane
 from . import torch_path
 from .composite import add_background, sample_pdf
+from .coverage import covers, covers_gradient
 from .decoder import TinyDecoder, config_from_text, decode
 from .occupancy import OccupancyGrid
 from .rays import Rendered, finite_rays, first_positions, jitter_offsets, jitter_seeds
@@ -47,7 +48,7 @@ def render_triplane(
     jitter: torch.Generator | Sequence[torch.Generator] | int | None = None, background: Tensor | float | None = None,
     occupancy: OccupancyGrid | Tensor | None = None, stop_below: float = 0.0, quadrature: str = "left",
     layout: Sequence[str] = RODIN, reduce: str = "sum", align_corners: bool = False, padding_mode: str = "zeros",
-    outputs: Sequence[str] = ("rgb", "depth", "opacity"), backend: str = "auto",
+    outputs: Sequence[str] = ("rgb", "depth", "opacity"), image_width: int | None = None, backend: str = "auto",
 ) -> Rendered:
     """Volume-render the field that three planes and a decoder make, along rays.
 
@@ -78,6 +79,8 @@ def render_triplane(
             backward alike. 0 never ends one.
         layout, reduce, align_corners, padding_mode: as for `sample_triplane`.
         outputs: any of "rgb", "depth", "opacity", "normals" (sum w n), "weights" (with their t).
+        image_width: columns of the picture whose pixels the rays are, row by row; changes no result, but lets kernels
+            take square tiles of neighbours. None for any other list of rays.
         backend: "auto", "triton", "torch" or "reference".
 
     Returns:
@@ -87,6 +90,9 @@ def render_triplane(
     Differentiable in planes, decoder, origins, directions, near, far, t and background. float16 and bfloat16 are
     computed in float32, float64 in float64. The torch path packs what is occupied and works through rays in chunks;
     above 2^20 samples, and under torch.compile, its backward computes again instead of keeping (once differentiable).
+    The triton path is fused where `coverage.covers` says so: the decoder's matrix products then take operands of the
+    planes' type (float32 exactly), and the backward, once differentiable, needs memory for rays only. Everything else
+    goes through the torch path there as well.
 
     Raises:
         TypeError, ValueError: an argument is not of the kind, shape or range above; the message names it.
@@ -97,8 +103,11 @@ def render_triplane(
                      reduce, padding_mode, outputs)
     check_number("stop_below", stop_below, least=0, most=1)
     check_flag("align_corners", align_corners)
+    if image_width is not None and origins.shape[1] % check_integer("image_width", image_width, least=1):
+        raise ValueError(f"image_width must divide the {origins.shape[1]} rays of a scene; got {image_width}")
     layout = check_layout(layout)
-    if resolve_backend("render_triplane", backend, planes, origins, directions) == "reference":
+    backend = resolve_backend("render_triplane", backend, planes, origins, directions)
+    if backend == "reference":
         return render_triplane_reference(
             planes, origins, directions, decoder, near=near, far=far, num_samples=num_samples,
             num_importance=num_importance, t=t, jitter=jitter, background=background, occupancy=cells,
@@ -110,7 +119,8 @@ def render_triplane(
     rays = finite_rays(origins.to(dtype), directions.to(dtype), near, far)
     how = March(num_samples, quadrature, float(stop_below), "normals" in outputs, "weights" in outputs)
     seeds = jitter_seeds(jitter, batch, planes.device)
-    scene = _Scene(planes, decoder, cells, seeds, (",".join(layout), reduce, align_corners, padding_mode))
+    scene = _Scene(planes, decoder, cells, seeds, (",".join(layout), reduce, align_corners, padding_mode), backend,
+                   image_width or 0)
     t = None if t is None else t.to(dtype)
     summed = _with_importance(scene, rays, t, how, num_importance) if num_importance else scene.render(rays, t, how)
     return _as_rendered(summed, background, outputs)
@@ -120,8 +130,9 @@ class _Scene:
     """Planes, decoder and all that stays the same for every ray."""
 
     def __init__(self, planes: Tensor, decoder: Callable[..., tuple[Tensor, Tensor]], cells: Tensor | None,
-                 seeds: Tensor | None, planes_are: tuple[str, str, bool, str]) -> None:
+                 seeds: Tensor | None, planes_are: tuple[str, str, bool, str], backend: str, image_width: int) -> None:
         self.planes, self.decoder, self.cells, self.seeds, self.planes_are = planes, decoder, cells, seeds, planes_are
+        self.backend, self.image_width = backend, image_width
         self.parameters: list[Tensor] = []
         self.config: str | None = None
         if isinstance(decoder, TinyDecoder) and type(decoder).forward is TinyDecoder.forward:
@@ -129,13 +140,18 @@ class _Scene:
 
     def render(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March, first_ray: int = 0) -> torch_path.Summed:
         """Rays [B, R, ...] through the registered operator, or by autograd where that is faster or the only way."""
-        if self.config is None or how.normals or self._keeps(rays, t, how):
+        if self.config is None or how.normals or (not self._fused(rays, how) and self._keeps(rays, t, how)):
             decode_ = self.decoder if self.config is None else _decoder(self.config, self.parameters)
             return _march(self.planes, rays, t, self.cells, self.seeds, first_ray, decode_, self.planes_are, how)
         color, depth, opacity, weights, places = _forward(
             self.planes, *rays, t, self.cells, self.seeds, self.parameters, self.config, *self.planes_are,
-            how.num_samples, how.quadrature, how.stop_below, how.weights, first_ray)
+            how.num_samples, how.quadrature, how.stop_below, how.weights, first_ray, self.backend, self.image_width)
         return torch_path.Summed(color, depth, opacity, None, weights, places)
+
+    def _fused(self, rays: tuple[Tensor, ...], how: March) -> bool:
+        return self.backend == "triton" and self.config is not None and covers(
+            self.planes, self.cells, rays[2].shape[1], config_from_text(self.config), self.planes_are[1],
+            how.quadrature, how.weights)
 
     def _keeps(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March) -> bool:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -150,6 +166,10 @@ def _with_importance(scene: _Scene, rays: tuple[Tensor, ...], t: Tensor | None, 
     """A first pass for the weights, new samples where they are, and the pass over all samples; in chunks of rays."""
     count = rays[0].shape[1]
     size = count if torch.is_grad_enabled() or torch.compiler.is_compiling() else IMPORTANCE_RAYS
+    if scene.image_width and size < count:
+        # whole rows of tiles, so that every chunk is a picture
+        rows = 8 * scene.image_width
+        size = max(size // rows, 1) * rows
 
     def chunk(first: int) -> torch_path.Summed:
         own = tuple(x[:, first:first + size] for x in rays)
@@ -208,9 +228,16 @@ def _forward(
     planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
     cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
     align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, stop_below: float, with_weights: bool,
-    first_ray: int,
+    first_ray: int, backend: str, image_width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     how = March(num_samples, quadrature, stop_below, False, with_weights)
+    choices = config_from_text(config)
+    if backend == "triton" and covers(planes, cells, near.shape[1], choices, reduce, quadrature, with_weights):
+        from . import triton_path
+
+        scene = triton_path.Scene(planes, (origins, directions, near, far), t, cells, seeds, parameters, choices,
+                                  (layout, reduce, align_corners, padding_mode), how, first_ray, image_width)
+        return (*triton_path.forward(scene), near.new_empty(0), near.new_empty(0))
     summed = _march(planes, (origins, directions, near, far), t, cells, seeds, first_ray, _decoder(config, parameters),
                     (layout, reduce, align_corners, padding_mode), how)
     if not with_weights:
@@ -224,7 +251,7 @@ def _forward_fake(
     planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
     cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
     align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, stop_below: float, with_weights: bool,
-    first_ray: int,
+    first_ray: int, backend: str, image_width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, count = near.shape
     steps = num_samples if t is None else t.shape[2]
@@ -237,9 +264,10 @@ def _forward_fake(
 _LIBRARY = torch.library.Library("rodin_kernels", "FRAGMENT")
 _LIBRARY.define(
     "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, "
-    "Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, Tensor? cells, "
-    "Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, bool align_corners, str padding_mode, "
-    "int num_samples, str quadrature, float stop_below, bool with_weights, int first_ray, bool[] needed) -> Tensor[]"
+    "Tensor[] results, Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, "
+    "Tensor? cells, Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, bool align_corners, "
+    "str padding_mode, int num_samples, str quadrature, float stop_below, bool with_weights, int first_ray, str backend, "
+    "int image_width, bool[] needed) -> Tensor[]"
 )
 
 
@@ -248,10 +276,19 @@ def _backward(*arguments: Any) -> list[Tensor]:
 
     Rays are marched again in chunks with their graph, of which one is held at a time.
     """
-    grads, tensors, options, needed = arguments[:5], arguments[5:14], arguments[14:-1], arguments[-1]
+    grads, tensors, options, needed = arguments[:5], arguments[6:15], arguments[15:-1], arguments[-1]
     planes, origins, directions, near, far, t, cells, seeds, parameters = tensors
-    config, num_samples, quadrature, stop_below, with_weights, first_ray = options[0], *options[5:]
+    config, *_ = options
+    num_samples, quadrature, stop_below, with_weights, first_ray, backend, image_width = options[5:]
     how = March(num_samples, quadrature, stop_below, False, with_weights)
+    choices = config_from_text(config)
+    if backend == "triton" and covers_gradient(planes, cells, near.shape[1], choices, options[2], quadrature,
+                                               with_weights):
+        from . import triton_path
+
+        scene = triton_path.Scene(planes, (origins, directions, near, far), t, cells, seeds, parameters, choices,
+                                  options[1:5], how, first_ray, image_width)
+        return triton_path.backward(scene, grads[:3], arguments[5], needed)
     shared = [x.detach().clone(memory_format=torch.preserve_format) if n else x
               for x, n in zip([planes, *parameters], [needed[0], *needed[6:]], strict=True)]
     inputs = [planes, origins, directions, near, far, t, *parameters]
@@ -283,7 +320,7 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("rodin_kernels::render_triplane_backward", lib=_LIBRARY)
 def _backward_fake(*arguments: Any) -> list[Tensor]:
-    planes, origins, directions, near, far, t, _, _, parameters = arguments[5:14]
+    planes, origins, directions, near, far, t, _, _, parameters = arguments[6:15]
     inputs = [planes, origins, directions, near, far, t, *parameters]
     return [torch.empty_like(x) if n else planes.new_empty(0) for x, n in zip(inputs, arguments[-1], strict=True)]
 
@@ -291,16 +328,17 @@ def _backward_fake(*arguments: Any) -> list[Tensor]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.tensors = [x is not None for x in inputs[:8]]
     ctx.options, ctx.many = inputs[9:], len(inputs[8])
-    ctx.save_for_backward(*(x for x in inputs[:8] if x is not None), *inputs[8])
+    ctx.save_for_backward(*output[:3], *(x for x in inputs[:8] if x is not None), *inputs[8])
 
 
 def _gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    saved = iter(ctx.saved_tensors)
+    results, saved = list(ctx.saved_tensors[:3]), iter(ctx.saved_tensors[3:])
     tensors = [next(saved) if present else None for present in ctx.tensors]
     parameters = list(saved)
     given = ctx.needs_input_grad
     needed = [*(given[i] for i in range(6)), *given[8]] if ctx.many else [*(given[i] for i in range(6))]
-    found = torch.ops.rodin_kernels.render_triplane_backward(*grads, *tensors, parameters, *ctx.options, needed)
+    backward = torch.ops.rodin_kernels.render_triplane_backward
+    found = backward(*grads, results, *tensors, parameters, *ctx.options, needed)
     own = [g if n else None for g, n in zip(found, needed, strict=True)]
     return (*own[:6], None, None, own[6:], *[None] * len(ctx.options))
 

@@ -258,7 +258,7 @@ def operator_arguments(gradients: bool, **changes: Any) -> tuple[Any, ...]:
     given = {"t": None, "cells": None, "seeds": None, "quadrature": "left", "weights": False, **changes}
     parameters = [p.detach().clone().requires_grad_(gradients) for p in decoder.parameters()]
     return (*tensors, given["t"], given["cells"], given["seeds"], parameters, decoder.text, "xy,zx,yz", "sum", False,
-            "zeros", 12, given["quadrature"], 0.1, given["weights"], 0)
+            "zeros", 12, given["quadrature"], 0.1, given["weights"], 0, "torch", 0)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -305,7 +305,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding_mode": "wrap"}, ValueError, "padding_mode"), ({"outputs": ("rgb", "smell")}, ValueError, "outputs"),
     ({"align_corners": 1}, TypeError, "align_corners"), ({"layout": ("xy", "yz")}, ValueError, "layout"),
     ({"backend": "cuda"}, ValueError, "backend"), ({"backend": "triton"}, RuntimeError, "render_triplane"),
-    ({"background": torch.ones(7)}, ValueError, "background"),
+    ({"background": torch.ones(7)}, ValueError, "background"), ({"image_width": 5}, ValueError, "image_width"),
 ]
 
 

@@ -1,0 +1,60 @@
+"""What the fused kernels render; all else goes, with the same result, through sampler, decoder and sums apart."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from ..launch import needs_int64
+from .decoder import DecoderConfig
+
+#: Widths of features and of hidden layers, and of the last layer, up to which they stay on the chip.
+LARGEST_WIDTH = 128
+LARGEST_OUTPUT = 64
+#: Hidden layers of the fused decoder.
+HIDDEN_LAYERS = (1, 2)
+#: Planes of these types; their type is that of the decoder's operands as well.
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_LARGEST_GRID = 1024
+
+
+def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str, quadrature: str,
+           with_weights: bool) -> bool:
+    """Whether the fused kernels render this.
+
+    They take float16, bfloat16 and float32 planes, summed or averaged; one head of one or two hidden layers up to 128
+    wide with any activation, density and colour, up to 63 numbers of colour, with or without biases; equal bins,
+    jittered or not, and explicit positions; left quadrature; any padding, layout, occupancy and stop. They leave to
+    the composed path: float64 planes, "concat" and "product", two heads, frequency encodings, view directions, no or
+    more than two hidden layers, midpoint quadrature, weights (and so the first pass of importance sampling), normals,
+    and sizes beyond 32-bit offsets inside one plane.
+
+    Args:
+        planes: [B, 3, C, H, W]. cells: bool [B or 1, G, G, G] or None. rays: R, of each scene.
+    """
+    if planes.dtype not in TYPES or reduce not in ("sum", "mean") or quadrature != "left" or with_weights:
+        return False
+    if _INTERPRETED and planes.dtype == torch.bfloat16:
+        # Triton's interpreter multiplies bfloat16 as if its bits were integers
+        return False
+    if config.density_features or config.feature_frequencies or config.view_directions != "none":
+        return False
+    if len(config.hidden) not in HIDDEN_LAYERS or max(config.in_features, *config.hidden) > LARGEST_WIDTH:
+        return False
+    if config.out_features >= LARGEST_OUTPUT or planes.numel() == 0 or not 0 < rays < 2**30:
+        return False
+    wide = planes.shape[2] * planes.shape[3] * planes.shape[4] >= 2**31 or needs_int64(planes[0, 0])
+    return not wide and (cells is None or cells.shape[-1] <= _LARGEST_GRID)
+
+
+def covers_gradient(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str,
+                    quadrature: str, with_weights: bool) -> bool:
+    """Whether the fused backward pass does: as `covers`, unless gradients must be repeatable bit by bit."""
+    if torch.are_deterministic_algorithms_enabled():
+        # several programs add to one texel, in whatever order they come
+        return False
+    return covers(planes, cells, rays, config, reduce, quadrature, with_weights)
