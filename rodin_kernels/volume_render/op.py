@@ -266,8 +266,8 @@ _LIBRARY.define(
     "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, "
     "Tensor[] results, Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, "
     "Tensor? cells, Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, bool align_corners, "
-    "str padding_mode, int num_samples, str quadrature, float stop_below, bool with_weights, int first_ray, str backend, "
-    "int image_width, bool[] needed) -> Tensor[]"
+    "str padding_mode, int num_samples, str quadrature, float stop_below, bool with_weights, int first_ray, "
+    "str backend, int image_width, bool[] needed) -> Tensor[]"
 )
 
 
