@@ -2,7 +2,7 @@
 
 | preset    | fitted planes | base diffusion              | upsampler  | for                                   |
 |-----------|---------------|-----------------------------|------------|---------------------------------------|
-| `mini`    | 3x16x128^2    | 32^2, about 9 M parameters  | 32 -> 128  | the shipped model; trains on 2 cores  |
+| `mini`    | 3x16x128^2    | 32^2, about 8 M parameters  | 32 -> 128  | the shipped model; trains on 2 cores  |
 | `rodin`   | 3x32x256^2    | 64^2, about 330 M           | 64 -> 256  | the paper (CVPR 2023)                 |
 | `rodinhd` | 3x32x512^2    | 128^2, about 340 M          | 128 -> 512 | the follow-up (ECCV 2024)             |
 
