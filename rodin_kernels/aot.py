@@ -113,7 +113,7 @@ def compile_case(case: Case, arch: str) -> Report:
     compiled = triton.compile(
         ASTSource(case.kernel, signature, constants, hints),
         target=target,
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True},
     )
     read = _read_nvidia if nvidia else _read_amd
     return read(compiled, case.num_warps, arch)

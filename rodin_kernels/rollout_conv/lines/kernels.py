@@ -128,7 +128,7 @@ def finish(
                 at = tl.where(border < low, border, high + border - low)
                 source, reached = axis_source(at, tap, STRIDE, padding, TRANSPOSED)
                 live = reached & (source >= 0) & (source < size_in)
-                acc += tl.load(start + at * across + pixels, mask=inside & live, other=0.0).to(tl.float32)
+                acc += tl.load(start + at * across + pixels, mask=(inside & live) != 0, other=0.0).to(tl.float32)
             base = out + out_at + (image * TAPS + tap) * spacing
             tl.store(base + place, (acc * scale).to(out.dtype.element_ty), mask=inside)
         if TOTALS:
@@ -137,7 +137,7 @@ def finish(
             for border in range(borders):
                 at = tl.where(border < low, border, high + border - low)
                 total += tl.load(start + at * across + pixels, mask=inside, other=0.0).to(tl.float32)
-            tl.store(totals + image * spacing + place, total, mask=inside & (kind == 0))
+            tl.store(totals + image * spacing + place, total, mask=(inside & (kind == 0)) != 0)
 
 
 @triton.jit(do_not_specialize=["images", "planes", "width_in", "height_in", "width", "height", "padding", "route"])

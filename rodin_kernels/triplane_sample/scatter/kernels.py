@@ -28,7 +28,7 @@ def _add_corner(out, held, filled, shift, value, C: tl.constexpr, BLOCK_C: tl.co
     if WIDE:
         texel = texel.to(tl.int64)
     mask = filled[:, None] if C % BLOCK_C == 0 else filled[:, None] & (channels < C)[None, :]
-    tl.atomic_add(out + (texel * C)[:, None] + channels[None, :], value, mask=mask, sem="relaxed")
+    tl.atomic_add(out + (texel * C)[:, None] + channels[None, :], value, mask=mask != 0, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
