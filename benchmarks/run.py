@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,7 +83,8 @@ def _cases(level: str, clock: Clock, operators: Sequence[str], modules: Sequence
             if not operators or case.operator in operators:
                 yield case
             del case
-        torch._dynamo.reset()
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()
 
 
 def _headline(rows: list[dict[str, Any]]) -> str:
