@@ -267,7 +267,7 @@ def forward_kernel(
     step = tl.zeros([], tl.int32)
     last = step + steps
     if EXPLICIT:
-        here = tl.load(places + place * steps, mask=exists & (steps > 0), other=0.0)
+        here = tl.load(places + place * steps, mask=(exists & (steps > 0)) != 0, other=0.0)
     else:
         step, last = step_range(ox, oy, oz, dx, dy, dz, near, bin_width, steps, exists)
         here = near
@@ -285,7 +285,7 @@ def forward_kernel(
     total = tl.zeros([BLOCK, OUTP], tl.float32)
     while step < last:
         if EXPLICIT:
-            following = tl.load(places + place * steps + step + 1, mask=exists & (step + 1 < steps), other=0.0)
+            following = tl.load(places + place * steps + step + 1, mask=(exists & (step + 1 < steps)) != 0, other=0.0)
             following = tl.where(step + 1 < steps, following, far)
             length = tl.where(following > here, following - here, 0.0)
         else:

@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
 from ..launch import device_guard
 from ..layouts import plane_axes
-from . import backward_kernels, kernels
 from .decoder import DENSITIES, DecoderConfig
 from .perceptron import ACTIVATIONS
 from .torch_path import March
@@ -66,6 +64,8 @@ def backward_tile(itemsize: int, hidden: int) -> Tile:
 
 def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     """Colour [B, R, F], depth and opacity [B, R], float32."""
+    from .kernels import forward_kernel
+
     (batch, count), width = scene.rays[2].shape, scene.config.out_features
     like = scene.rays[2]
     color = torch.empty(batch, count, width, dtype=torch.float32, device=like.device)
@@ -75,7 +75,7 @@ def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     tile = forward_tile(scene.planes.element_size(), _padded(*scene.config.hidden))
     tensors, numbers, constants = _shared(scene, tile)
     with device_guard(color):
-        kernels.forward_kernel[(batch * numbers["tiles"],)](
+        forward_kernel[(batch * numbers["tiles"],)](
             *tensors, color, depth, opacity, **numbers, **constants, num_warps=tile.warps)
     return color, depth, opacity
 
@@ -88,6 +88,8 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
         grads: cotangents of colour [B, R, F], depth and opacity [B, R]. results: what `forward` returned.
         needed: for each input, as the returned list.
     """
+    from .backward_kernels import backward_kernel
+
     planes, like, device = scene.planes, scene.rays[2], scene.rays[2].device
     batch, count = like.shape
     of_planes, of_rays, of_decoder = needed[0], any(needed[1:6]), any(needed[6:])
@@ -108,7 +110,7 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
     shares = [torch.empty(programs if of_decoder else 0, packed.numel(), dtype=torch.float32, device=device)
               for packed in (tensors[-2], tensors[-1])]
     with device_guard(color):
-        backward_kernels.backward_kernel[(programs,)](
+        backward_kernel[(programs,)](
             *tensors, color, depth, opacity, products, unscale, grad_planes, *rays, places, *shares, **numbers,
             scenes=batch, programs=programs, zero=0, **constants, GRAD_PLANES=of_planes, GRAD_DECODER=of_decoder,
             GRAD_RAYS=of_rays, num_warps=tile.warps)
@@ -161,7 +163,7 @@ def _shared(scene: Scene, tile: Tile) -> tuple[list[Tensor], dict[str, Any], dic
         *_packed(scene.parameters, config, planes.dtype),
     ]
     numbers = {
-        "tiles": triton.cdiv(columns, across) * triton.cdiv(rows, tile.rays // across),
+        "tiles": -(-columns // across) * -(-rows // (tile.rays // across)),
         "columns": columns, "rows": rows, "first_ray": scene.first_ray, "stop": scene.how.stop_below,
         "steps": scene.how.num_samples if scene.t is None else scene.t.shape[2],
         "shift": config.density_bias - (config.density == "shifted_softplus"),
@@ -187,7 +189,7 @@ def _shared(scene: Scene, tile: Tile) -> tuple[list[Tensor], dict[str, Any], dic
 
 def _padded(*widths: int) -> int:
     """The power of two, at least 16, that holds the widest."""
-    return max(16, int(triton.next_power_of_2(max(widths))))
+    return max(16, 1 << (max(widths) - 1).bit_length())
 
 
 def _precision() -> str:
