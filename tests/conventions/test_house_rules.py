@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_LINES = 400
-FOLDERS = ("rodin_kernels", "rodin_model", "tests", "benchmarks", ".ci")
+FOLDERS = ("rodin_kernels", "rodin_model", "tests", "benchmarks", "examples", ".ci")
 #: Calls that run code found in data, by the dotted name in the source.
 UNSAFE_CALLS = {"torch.load", "eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
