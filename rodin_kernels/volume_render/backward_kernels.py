@@ -206,7 +206,8 @@ def backward_kernel(
             far = tl.load(fars + place, mask=exists, other=0.0)
             if EXPLICIT:
                 here = tl.load(places + place * steps + step, mask=exists, other=0.0)
-                following = tl.load(places + place * steps + step + 1, mask=(exists & (step + 1 < steps)) != 0, other=0.0)
+                more = (exists & (step + 1 < steps)) != 0
+                following = tl.load(places + place * steps + step + 1, mask=more, other=0.0)
                 following = tl.where(step + 1 < steps, following, far)
                 length = tl.where(following > here, following - here, 0.0)
             else:
@@ -290,8 +291,10 @@ def backward_kernel(
                         g_slope = tl.where(following >= here, g_slope * speed, 0.0)
                         own = place * steps + step
                         tl.atomic_add(grad_places + own, g_here - g_slope, mask=inside, sem="relaxed")
-                        tl.atomic_add(grad_places + own + 1, g_slope, mask=(inside & (step + 1 < steps)) != 0, sem="relaxed")
-                        tl.atomic_add(grad_fars + place, g_slope, mask=(inside & (step + 1 == steps)) != 0, sem="relaxed")
+                        inner = (inside & (step + 1 < steps)) != 0
+                        outer = (inside & (step + 1 == steps)) != 0
+                        tl.atomic_add(grad_places + own + 1, g_slope, mask=inner, sem="relaxed")
+                        tl.atomic_add(grad_fars + place, g_slope, mask=outer, sem="relaxed")
                     else:
                         g_far = tl.where(far >= near, (g_here * offset + g_slope * speed) / steps, 0.0)
                         tl.atomic_add(grad_nears + place, g_here - g_far, mask=inside, sem="relaxed")
