@@ -292,9 +292,9 @@ def backward_kernel(
                         own = place * steps + step
                         tl.atomic_add(grad_places + own, g_here - g_slope, mask=inside, sem="relaxed")
                         inner = (inside & (step + 1 < steps)) != 0
-                        outer = (inside & (step + 1 == steps)) != 0
+                        final = (inside & (step + 1 == steps)) != 0
                         tl.atomic_add(grad_places + own + 1, g_slope, mask=inner, sem="relaxed")
-                        tl.atomic_add(grad_fars + place, g_slope, mask=outer, sem="relaxed")
+                        tl.atomic_add(grad_fars + place, g_slope, mask=final, sem="relaxed")
                     else:
                         g_far = tl.where(far >= near, (g_here * offset + g_slope * speed) / steps, 0.0)
                         tl.atomic_add(grad_nears + place, g_here - g_far, mask=inside, sem="relaxed")
