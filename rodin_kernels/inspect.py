@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if old:
             complaints += [f"{operator} {case} {arch}: {what}" for what in worse(old, now, same_compiler=same)]
     if options.write:
-        _write(before, seen, triton.__version__, whole=not options.arch)
+        # read again: compiling takes minutes, and another operator may have been written meanwhile
+        _write(golden(), seen, triton.__version__, whole=not options.arch)
         print(f"wrote {GOLDEN.name}")
     for text in complaints:
         print("worse:", text)

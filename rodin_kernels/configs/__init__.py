@@ -68,6 +68,9 @@ def choose(operator: str, kernel: str, shape: Mapping[str, int], default: Mappin
     Returns:
         A new dictionary. Asking costs a look-up; files are read once a process. When the nearest tuned shape is another
         than the one asked for, that is logged once a kernel.
+
+    Raises:
+        ValueError: `forced` asks for a parameter that the kernel does not have, or for a value that it does not allow.
     """
     quick = (operator, kernel, *shape.values(), *default.values(), device)
     if not _listeners and not _forced and quick in _known:
@@ -80,21 +83,23 @@ def choose(operator: str, kernel: str, shape: Mapping[str, int], default: Mappin
     for listener in _listeners:
         listener(question)
     if (forced := _forced.get((operator, kernel))) is not None:
-        return {**default, **forced}
+        return _forced_answer(forced, question)
     _known[quick] = dict(_answer(question, device_key(device)))
     return dict(_known[quick])
 
 
 def tuned_rule(operator: str, kernel: str, shape: Mapping[str, int], rule: Mapping[str, Any],
-               device: torch.device | str) -> dict[str, Any]:
+               device: torch.device | str, *, least: Sequence[int] = ()) -> dict[str, Any]:
     """A shipped rule with what was tuned on this device in place of its "tile" (a list), "warps" and "stages".
 
-    The tile's sizes are asked for, and kept in files, as "tile0", "tile1" and so on; all else in the rule stays.
+    The tile's sizes are asked for, and kept in files, as "tile0", "tile1" and so on, and are never below `least`; all
+    else in the rule stays.
     """
     tile = list(rule.get("tile", ()))
     default = {name: rule[name] for name in ("warps", "stages") if name in rule}
     default |= {f"tile{i}": value for i, value in enumerate(tile)}
-    found = choose(operator, kernel, shape, default, device)
+    space = {f"tile{i}": tuple(v for v in allowed("tile", tile[i]) if int(v) >= low) for i, low in enumerate(least)}
+    found = choose(operator, kernel, shape, default, device, space=space)
     sizes = [found.pop(f"tile{i}") for i in range(len(tile))]
     return {**rule, **found, **({"tile": sizes} if tile else {})}
 
@@ -118,7 +123,11 @@ def allowed(name: str, default: Value) -> tuple[Value, ...]:
 
 @contextmanager
 def forced(operator: str, kernel: str, config: Mapping[str, Value]) -> Iterator[None]:
-    """Inside, `choose` answers with these parameters for the kernel; for the tuner and for tests."""
+    """Inside, the kernel runs with these parameters instead of shipped or tuned ones; what is not named stays.
+
+    The kernel refuses, by a ValueError at its next launch, names that it does not know and values that it does not
+    allow. For the tuner, for tests, and for callers who know better than the files.
+    """
     key, before = (operator, kernel), _forced.get((operator, kernel))
     _forced[key] = dict(config)
     try:
@@ -143,6 +152,16 @@ def overheard() -> Iterator[list[Question]]:
         yield heard
     finally:
         _listeners.remove(listen)
+
+
+def _forced_answer(config: Config, question: Question) -> Config:
+    """The default with what is forced in it, after a check of names and values."""
+    space = dict(question.space)
+    for name, value in config.items():
+        if value not in space.get(name, ()):
+            known = f"{name} is one of {list(space[name])}" if name in space else f"parameters are {list(space)}"
+            raise ValueError(f"{question.operator}: forced {name}={value!r} for {question.kernel}; its {known}")
+    return {**dict(question.default), **config}
 
 
 def device_key(device: torch.device | str) -> str:

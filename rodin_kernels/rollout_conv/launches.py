@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import configs
 from ..launch import needs_int64
 from ..layouts import cross_sources
 from .choice import Shape, architecture, rule
 from .torch_path import Step
+
+#: Least sizes of tiles: tensor cores take no smaller products.
+_LEAST = {"own_plane": (4, 4, 16, 16), "weight_gradient": (16, 16, 16), "line_conv": (16, 16, 16)}
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,11 @@ class Lines:
 
 
 def launch_rule(purpose: str, x: Tensor, outputs: int) -> dict[str, Any]:
-    """The shipped launch parameters for images x [B, P, C, H, W]."""
+    """The launch parameters for images x [B, P, C, H, W]: what was tuned on this device, else shipped ones."""
     shape = Shape(8 * x.element_size(), x.shape[2], outputs, max(x.shape[3:]))
-    return rule(architecture(x.device), purpose, shape)
+    shipped = rule(architecture(x.device), purpose, shape)
+    least = _LEAST.get(purpose, ())
+    return configs.tuned_rule("rollout_conv", purpose, shape._asdict(), shipped, x.device, least=least)
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
@@ -133,6 +139,7 @@ def _pool(x: Tensor, classes: int, bounds: tuple[int, int, int, int]) -> _Partia
     batch, planes, channels, height, width = x.shape
     found = launch_rule("pool", x, channels)
     tile_h, span, tile_w, tile_c = found["tile"]
+    span = max(span, tile_w)
     tiles = (_tiles(-(-height // classes), tile_h), _tiles(-(-width // classes), span))
     rows_at = batch * planes * tiles[0] * classes * width * channels
     length = rows_at + batch * planes * tiles[1] * classes * height * channels

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import configs
 from . import torch_path
-from .choice import Shape, architecture, method_for
+from .choice import METHODS, Shape, architecture, method_for
 from .launches import (
     Lines,
     add_lines,
@@ -208,6 +209,11 @@ def _area(x: Tensor) -> tuple[int, int]:
 
 
 def _method(method: str, x: Tensor, weight: Tensor, purpose: str) -> str:
-    """ "gemm" or "library"."""
+    """ "gemm" or "library": what the caller forces, else what was tuned on this device, else the shipped rules'."""
+    if method != "auto":
+        return method
     shape = Shape(8 * x.element_size(), x.shape[2], weight.shape[-4], max(x.shape[3:]))
-    return method_for(method, architecture(x.device), purpose, shape)
+    shipped = {"method": method_for(method, architecture(x.device), purpose, shape)}
+    found = configs.choose("rollout_conv", f"{purpose}_method", shape._asdict(), shipped, x.device,
+                           space={"method": METHODS[1:]})
+    return str(found["method"])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import configs
 from ..launch import device_guard, needs_int64
 from .torch_path import Scheme, channels_last, compute_dtype
 
@@ -53,6 +54,21 @@ def plane_gradient_tile(channels: int, wave: int = WAVE) -> Tile:
     return Tile(min(max(4 * wave * 4 // block, 8), 128), block, steps=8)
 
 
+def tuned(kernel: str, shipped: Tile, channels: int, source: Tensor, points: Tensor) -> Tile:
+    """What was tuned for a kernel on this device, else the shipped tile.
+
+    Args:
+        kernel: "sample", "point_gradient", "plane_gradient" or "segments".
+        shipped: the tile that this page computes.
+        channels: of the planes.
+        source: what the kernel reads most, for its dtype and device.
+        points: [B, N, 3]; only the magnitude of B N counts.
+    """
+    shape = {"channels": channels, "bits": 8 * source.element_size(), "magnitude": (points.numel() // 3).bit_length()}
+    found = configs.choose("sample_triplane", kernel, shape, shipped._asdict(), source.device)
+    return Tile(*(int(found[name]) for name in Tile._fields))
+
+
 def sample(planes: Tensor, points: Tensor, tangent: Tensor | None, scheme: Scheme, how: str, dtype: torch.dtype,
            divisor: int = 1) -> Tensor:
     """Features at points [B, N, 3] of planes [B or 1, P, C, H, W], divided by `divisor`, in `dtype`.
@@ -68,7 +84,7 @@ def sample(planes: Tensor, points: Tensor, tangent: Tensor | None, scheme: Schem
     if out.numel() == 0:
         return out
     planes = channels_last(planes)
-    tile = sample_tile(channels, planes.element_size())
+    tile = tuned("sample", sample_tile(channels, planes.element_size()), channels, planes, points)
     blocks = _ceil(count, tile.points)
     _launch(
         sample_kernel, (batch * blocks, _ceil(channels, tile.channels)), tile,
@@ -91,7 +107,7 @@ def point_gradient(grad: Tensor, planes: Tensor, points: Tensor, tangent: Tensor
         return torch.zeros(points.shape, dtype=points.dtype, device=points.device)
     out = torch.empty(points.shape, dtype=points.dtype, device=points.device)
     planes, grad = channels_last(planes), grad.contiguous()
-    tile = sample_tile(channels, planes.element_size())
+    tile = tuned("point_gradient", sample_tile(channels, planes.element_size()), channels, planes, points)
     blocks = _ceil(count, tile.points)
     _launch(
         point_gradient_kernel, (batch * blocks,), tile,
@@ -120,7 +136,7 @@ def _add(out: Tensor, grad: Tensor, points: Tensor, tangent: Tensor | None, sche
     from .scatter.kernels import plane_gradient_kernel
 
     (many, count, _), channels = points.shape, grad.shape[-1]
-    tile = plane_gradient_tile(channels)
+    tile = tuned("plane_gradient", plane_gradient_tile(channels), channels, grad, points)
     blocks = _ceil(count, tile.points * tile.steps)
     _launch(
         plane_gradient_kernel, (many * blocks, _ceil(channels, tile.channels)), tile,
@@ -144,7 +160,7 @@ def _add_sorted(out: Tensor, grad: Tensor, points: Tensor, tangent: Tensor | Non
     constants = _constants(scheme, channels, tangent, grad.dtype, points.dtype) | {"NEAREST": scheme.mode == "nearest"}
     only = {name: value for name, value in constants.items() if name != "C"}
     firsts = torch.arange(1, rows + 2, device=out.device) << 32
-    tile = Tile(32, channel_block(channels))
+    tile = tuned("segments", Tile(32, channel_block(channels)), channels, grad, points)
     for start in range(0, many * count, SORTED_CHUNK):
         size = min(SORTED_CHUNK, many * count - start)
         keys = torch.empty(scheme.planes * scheme.corners * size, dtype=torch.int64, device=out.device)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rodin_kernels import configs, tune
+from rodin_kernels.rollout_conv import launches, triton_path
 
 DEFAULT = {"points": 32, "num_warps": 4, "method": "gemm"}
 SPACE = {"method": ("gemm", "library")}
@@ -84,6 +85,13 @@ def test_shapes_with_other_names_do_not_answer(folder: Path) -> None:
     assert ask() == DEFAULT
 
 
+@pytest.mark.parametrize("config", [{"points": 33}, {"num_warps": 5}, {"steps": 2}, {"method": "other"}])
+def test_forced_parameters_that_the_kernel_does_not_allow_are_refused(config: dict[str, Any]) -> None:
+    name, value = next(iter(config.items()))
+    with configs.forced("op", "forward", config), pytest.raises(ValueError, match=f"op: forced {name}={value!r}"):
+        ask()
+
+
 def test_forced_parameters_answer_inside_alone() -> None:
     with configs.forced("op", "forward", {"points": 8}):
         assert ask() == {**DEFAULT, "points": 8}
@@ -105,6 +113,48 @@ def test_a_rule_with_a_tile_is_tuned_as_a_whole(folder: Path) -> None:
     write(folder, entry(32, {"tile1": 32, "warps": 8}))
     found = configs.tuned_rule("op", "forward", {"bits": 16, "channels": 32}, rule, "cpu")
     assert found == {**rule, "tile": [8, 32, 64], "warps": 8}
+
+
+def test_a_tile_is_never_smaller_than_its_kernel_can_do(folder: Path) -> None:
+    rule = {"tile": [32, 64], "warps": 4}
+    write(folder, entry(32, {"tile0": 8}), entry(16, {"tile0": 16}))
+    found = configs.tuned_rule("op", "forward", {"bits": 16, "channels": 32}, rule, "cpu", least=(16, 16))
+    assert found["tile"] == [16, 64]
+
+
+CONVOLUTION = {"bits": 32, "channels": 4, "outputs": 6, "side": 8}
+
+
+def of_convolution(kernel: str, config: dict[str, Any]) -> dict[str, Any]:
+    """An entry for planes of 4 channels to 6, 8 x 8."""
+    return {"operator": "rollout_conv", "kernel": kernel, "shape": CONVOLUTION, "config": config}
+
+
+def test_the_convolution_launches_what_was_tuned(folder: Path) -> None:
+    planes, weight = torch.zeros(1, 3, 4, 8, 8), torch.zeros(1, 6, 12, 3, 3)
+    shipped = launches.launch_rule("own_plane", planes, 6)
+    assert triton_path._method("auto", planes, weight, "forward") == "gemm"
+    write(folder, of_convolution("own_plane", {"tile2": 64, "warps": 8}), of_convolution("line_conv", {"tile1": 8}),
+          of_convolution("forward_method", {"method": "library"}))
+    assert launches.launch_rule("own_plane", planes, 6) == {**shipped, "tile": [8, 8, 64, 16], "warps": 8}
+    assert launches.launch_rule("line_conv", planes, 6)["tile"] == [32, 32, 32]
+    assert triton_path._method("auto", planes, weight, "forward") == "library"
+    assert triton_path._method("auto", planes, weight, "weight_gradient") == "gemm"
+    assert triton_path._method("gemm", planes, weight, "forward") == "gemm"
+
+
+def test_the_sampler_launches_what_was_tuned(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from rodin_kernels.triplane_sample import triton_path as sampler
+
+    planes, points = torch.zeros(1, 3, 32, 8, 8), torch.zeros(2, 600, 3)
+    shipped = sampler.sample_tile(32, 4)
+    assert sampler.tuned("sample", shipped, 32, planes, points) == shipped
+    write(folder, {"operator": "sample_triplane", "kernel": "sample", "config": {"points": 16, "warps": 2},
+                   "shape": {"channels": 32, "bits": 32, "magnitude": 11}})
+    assert sampler.tuned("sample", shipped, 32, planes, points) == shipped._replace(points=16, warps=2)
+    assert sampler.tuned("sample", shipped, 32, planes, points[:1]) == shipped._replace(points=16, warps=2)
+    assert caplog.text.count("nearest shape") == 1
+    assert sampler.tuned("plane_gradient", shipped, 32, planes, points) == shipped
 
 
 def test_another_default_for_the_same_shape_is_another_question(folder: Path) -> None:

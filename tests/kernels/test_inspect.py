@@ -68,21 +68,39 @@ def test_products_of_16_bit_types_run_on_tensor_cores_with_whole_vectors() -> No
     assert found > 20
 
 
+def test_the_sampler_reads_texels_and_adds_gradients_by_the_widest_instructions() -> None:
+    found = 0
+    for name, by_arch in inspect.golden()["kernels"]["triplane_sample"].items():
+        if "C3 " in f"{name} " or name.startswith("sort"):
+            continue
+        for arch, seen in by_arch.items():
+            if name.startswith(("sample", "point gradient")):
+                assert set(seen["loads"]) == {"32", "128"} and seen["loads"]["128"] >= 3, (name, arch)
+                found += 1
+            if name.startswith("plane gradient"):
+                # only NVIDIA's GPUs from Hopper on add vectors
+                assert set(seen["atomics"]) == {"128" if arch in ("sm_90", "sm_100") else "32"}, (name, arch)
+                found += 1
+    assert found > 50
+
+
 @compiled
-@pytest.mark.parametrize("name, arch", [
-    ("own_plane bf16 8x16x64x64 w4 s3", "sm_90"),
-    ("line_conv bf16 32x32x32 w4 s2", "sm_80"),
-    ("finish bf16 16x64 w4 s1", "gfx942"),
+@pytest.mark.parametrize("operator, name, arch", [
+    ("rollout_conv", "own_plane bf16 8x16x64x64 w4 s3", "sm_90"),
+    ("rollout_conv", "line_conv bf16 32x32x32 w4 s2", "sm_80"),
+    ("rollout_conv", "finish bf16 16x64 w4 s1", "gfx942"),
+    ("triplane_sample", "sample bf16 C32", "sm_100"),
+    ("triplane_sample", "sample fp32 C32 wave64", "gfx942"),
 ])  # fmt: skip
-def test_a_few_kernels_compile_to_what_the_golden_file_says(name: str, arch: str) -> None:
+def test_a_few_kernels_compile_to_what_the_golden_file_says(operator: str, name: str, arch: str) -> None:
     import triton
 
     before = inspect.golden()
-    case = next(case for case in inspect.cases_of("rollout_conv") if case.name == name)
+    case = next(case for case in inspect.cases_of(operator) if case.name == name)
     report = compile_case(case, arch)
     same = before["triton"] == triton.__version__
     assert report.assembly and report.intermediate
-    assert not inspect.worse(before["kernels"]["rollout_conv"][name][arch], inspect.summary(report), same_compiler=same)
+    assert not inspect.worse(before["kernels"][operator][name][arch], inspect.summary(report), same_compiler=same)
 
 
 @compiled

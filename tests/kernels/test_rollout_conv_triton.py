@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, plane_axes, rollout_conv, rollout_conv_reference
+from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, configs, plane_axes, rollout_conv, rollout_conv_reference
 from rodin_kernels.rollout_conv import choice, launches, own_plane_method, weight_gradient
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
 from rodin_kernels.testing import assert_within_budget, poisoned, random_planes, random_tensor
@@ -115,6 +116,18 @@ def test_tiles_at_borders_and_away_from_them_agree(
     with torch.no_grad():
         have = rollout_conv(planes, weight, backend="triton", **options)
     torch.testing.assert_close(have, rollout_conv_reference(planes, weight, **options), rtol=1e-5, atol=1e-5)
+
+
+@interpret
+def test_tuned_parameters_change_nothing_but_the_time() -> None:
+    wanted: dict[str, dict[str, Any]] = {
+        "own_plane": {"tile0": 4, "tile2": 16, "warps": 8}, "pool": {"tile1": 2}, "weight_gradient": {"tile2": 16},
+        "finish": {"tile0": 4}, "line_conv": {"tile0": 16, "stages": 2},
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for kernel, config in wanted.items():
+            stack.enter_context(configs.forced("rollout_conv", kernel, config))
+        assert_right({"sizes": 5, "channels": 3}, {}, "auto")
 
 
 @interpret

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rodin_kernels import EG3D, RODIN, RODINHD, sample_triplane, sample_triplane_reference
+from rodin_kernels import EG3D, RODIN, RODINHD, configs, sample_triplane, sample_triplane_reference
 from rodin_kernels.layouts import EG3D_FIXED
 from rodin_kernels.testing import assert_within_budget, gradients, poisoned, random_tensor, stored_as
 from rodin_kernels.triplane_sample import op, torch_path
@@ -138,6 +138,16 @@ def test_so_are_those_that_repeat(name: str, monkeypatch: pytest.MonkeyPatch) ->
     torch.use_deterministic_algorithms(True)
     case = dict(CASES[name])
     check({**case, "shape": (*case["shape"][:2], 2, 3)})
+
+
+@interpret
+@pytest.mark.parametrize("kernel, config", [
+    ("sample", {"points": 8, "channels": 4}), ("point_gradient", {"points": 32, "warps": 8}),
+    ("plane_gradient", {"channels": 2}),
+])  # fmt: skip
+def test_tuned_tiles_change_nothing_but_the_time(kernel: str, config: dict[str, Any]) -> None:
+    with configs.forced("sample_triplane", kernel, config):
+        check({"shape": (1, 8, 4, 4), "count": 7})
 
 
 @interpret
