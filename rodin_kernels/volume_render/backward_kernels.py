@@ -22,17 +22,18 @@ from .kernels import (
     colors,
     density,
     features,
-    in_bin,
     layer,
     line,
+    load_rays,
     matrix,
-    mix,
     occupied,
     pick,
+    point_at,
+    ray_key,
+    sample_at,
     sigmoid,
     step_range,
     tile_rays,
-    triple,
 )
 
 
@@ -51,9 +52,41 @@ def through(grad, before, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def outer(grad, x, total, PRECISION: tl.constexpr):
-    """`total` and the gradient [out, in] of a layer's weight, from its output's gradient and its input."""
-    return tl.dot(tl.trans(grad), x, total, input_precision=PRECISION)
+def again(kept, source, FRESH: tl.constexpr):
+    """A weight: what is kept, or, where operands of products lie in registers, FRESH from memory."""
+    if FRESH:
+        return matrix(source, kept.shape[0], kept.shape[1])
+    else:
+        return kept
+
+
+@triton.jit
+def outer(grad, x, total, target, TURNED: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr):
+    """`total` and the gradient [out, in] of a layer's weight, from its output's gradient and its input.
+
+    Unless it is to KEEP, it goes to memory that no other program touches instead, [in, out] if TURNED: for products
+    whose operands lie in registers, which leave none for it.
+    """
+    if not KEEP:
+        part = tl.dot(tl.trans(grad), x, input_precision=PRECISION)
+        rows = tl.arange(0, part.shape[0])[:, None]
+        columns = tl.arange(0, part.shape[1])[None, :]
+        place = columns * part.shape[0] + rows if TURNED else rows * part.shape[1] + columns
+        tl.atomic_add(target + place, part, sem="relaxed")
+        return total
+    else:
+        return tl.dot(tl.trans(grad), x, total, input_precision=PRECISION)
+
+
+@triton.jit
+def outer_ones(grad, total, target, KEEP: tl.constexpr, PRECISION: tl.constexpr):
+    """Likewise for the bias: multiplied by ones it comes out of the tensor cores, sixteen times the same."""
+    if not KEEP:
+        tl.atomic_add(target + tl.arange(0, grad.shape[1]), tl.sum(grad, 0), sem="relaxed")
+        return total
+    else:
+        ones = tl.full([grad.shape[0], 16], 1.0, grad.dtype)
+        return tl.dot(tl.trans(grad), ones, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -84,42 +117,65 @@ def plane_gradients(
     gx = tl.zeros([x.shape[0]], tl.float32)
     gy = tl.zeros([x.shape[0]], tl.float32)
     gz = tl.zeros([x.shape[0]], tl.float32)
-    for p in range(3):
+    # one corner of one plane at a time: all that is kept from one to the next takes registers
+    for q in tl.range(0, 12, disable_licm=True):
+        p, across, down = q >> 2, q & 1, (q >> 1) & 1
         axes = AXES >> (4 * p)
         column, fx, slope_x = line(pick(x, y, z, axes & 3), width, ALIGN, BORDER)
         row, fy, slope_y = line(pick(x, y, z, (axes >> 2) & 3), height, ALIGN, BORDER)
-        base = planes + plane_p.to(tl.int64) * p * UNIT
-        target = grad_planes + (p * height).to(tl.int64) * width * C
-        cell = row * plane_h + column * plane_w
-        texel = row * width + column
-        along_x = tl.zeros_like(x)
-        along_y = tl.zeros_like(x)
-        # one corner at a time as well
-        for k in range(4):
-            across, down = k & 1, k >> 1
-            on = active & (column + across >= 0) & (column + across < width)
-            on = on & (row + down >= 0) & (row + down < height)
-            wx = tl.where(across == 1, fx, 1 - fx)
-            wy = tl.where(down == 1, fy, 1 - fy)
-            touched = on[:, None]
-            if C != CP:
-                touched = touched & (channels < C)[None, :]
-            if GRAD_RAYS:
-                place = (cell + down * plane_h + across * plane_w)[:, None] * UNIT + channels[None, :]
-                value = tl.load(base + place, mask=touched, other=0.0).to(tl.float32)
-                product = tl.sum(tl.where(touched, grad * value, 0.0), 1)
-                along_x += product * wy * (2 * across - 1)
-                along_y += product * wx * (2 * down - 1)
-            if GRAD_PLANES:
-                place = (texel + down * width + across)[:, None] * C + channels[None, :]
-                tl.atomic_add(target + place, (wx * wy)[:, None] * grad, mask=touched, sem="relaxed")
+        column += across
+        row += down
+        on = active & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        wx = tl.where(across == 1, fx, 1 - fx)
+        wy = tl.where(down == 1, fy, 1 - fy)
+        touched = on[:, None]
+        if C != CP:
+            touched = touched & (channels < C)[None, :]
         if GRAD_RAYS:
-            along_x *= slope_x
-            along_y *= slope_y
+            base = planes + plane_p.to(tl.int64) * p * UNIT
+            place = (row * plane_h + column * plane_w)[:, None] * UNIT + channels[None, :]
+            value = tl.load(base + place, mask=touched, other=0.0).to(tl.float32)
+            product = tl.sum(tl.where(touched, grad * value, 0.0), 1)
+            along_x = product * wy * slope_x * (2 * across - 1)
+            along_y = product * wx * slope_y * (2 * down - 1)
             gx += tl.where(axes & 3 == 0, along_x, 0.0) + tl.where((axes >> 2) & 3 == 0, along_y, 0.0)
             gy += tl.where(axes & 3 == 1, along_x, 0.0) + tl.where((axes >> 2) & 3 == 1, along_y, 0.0)
             gz += tl.where(axes & 3 == 2, along_x, 0.0) + tl.where((axes >> 2) & 3 == 2, along_y, 0.0)
+        if GRAD_PLANES:
+            target = grad_planes + (p * height).to(tl.int64) * width * C
+            place = (row * width + column)[:, None] * C + channels[None, :]
+            tl.atomic_add(target + place, (wx * wy)[:, None] * grad, mask=touched, sem="relaxed")
     return gx, gy, gz
+
+
+@triton.jit
+def cotangents(grad_color, grad_opacity, place, exists, OUT: tl.constexpr, OUTP: tl.constexpr):
+    """Those of opacity (column 0) and colour, as `colors` orders them."""
+    output = tl.arange(0, OUTP)[None, :]
+    some = exists[:, None] & (output >= 1) & (output <= OUT)
+    color = tl.load(grad_color + place[:, None] * OUT + output - 1, mask=some, other=0.0)
+    return tl.where(output == 0, tl.load(grad_opacity + place, mask=exists, other=0.0)[:, None], color)
+
+
+@triton.jit
+def place_gradients(grad_nears, grad_fars, grad_places, g_here, g_length, near, far, here, offset, place, step, steps,
+                    inside, EXPLICIT: tl.constexpr):
+    """Adds what a sample's place and its length (in units of t) are worth to near, far and explicit places.
+
+    offset is the following place, or the place in units of bins, as `sample_at` says.
+    """
+    if EXPLICIT:
+        g_length = tl.where(offset >= here, g_length, 0.0)
+        inner = (inside & (step + 1 < steps)) != 0
+        final = (inside & (step + 1 == steps)) != 0
+        at = grad_places + place * steps + step
+        tl.atomic_add(at, g_here - g_length, mask=inside, sem="relaxed")
+        tl.atomic_add(at + 1, g_length, mask=inner, sem="relaxed")
+        tl.atomic_add(grad_fars + place, g_length, mask=final, sem="relaxed")
+    else:
+        g_far = tl.where(far >= near, (g_here * offset + g_length) / steps, 0.0)
+        tl.atomic_add(grad_nears + place, g_here - g_far, mask=inside, sem="relaxed")
+        tl.atomic_add(grad_fars + place, g_far, mask=inside, sem="relaxed")
 
 
 @triton.jit
@@ -155,6 +211,7 @@ def backward_kernel(
     SCALE: tl.constexpr, ACTIVATION: tl.constexpr, DENSITY: tl.constexpr, COLOR: tl.constexpr, CELLS: tl.constexpr,
     JITTER: tl.constexpr, EXPLICIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, TILE_W: tl.constexpr,
     GRAD_PLANES: tl.constexpr, GRAD_DECODER: tl.constexpr, GRAD_RAYS: tl.constexpr,
+    KEEP: tl.constexpr, FRESH: tl.constexpr,
 ):
     """Gradients of planes (added to [B, 3, H, W, C]), rays, places, and each program's share of the decoder's.
 
@@ -163,150 +220,129 @@ def backward_kernel(
     """
     program = tl.program_id(0)
     inverse = tl.load(unscale)
-    output = tl.arange(0, OUTP)[None, :]
     w_in = matrix(weights, CP, HIDDEN)
     d_in = tl.zeros([HIDDEN, CP], tl.float32)
-    # multiplied by ones the biases' gradient comes out of the tensor cores, sixteen times the same
-    ones = tl.full([BLOCK, 16], 1.0, weights.dtype.element_ty)
     db_in = tl.zeros([HIDDEN, 16], tl.float32)
-    to_mid = weights + CP * HIDDEN
-    to_out = to_mid + (DEPTH - 1) * HIDDEN * HIDDEN
+    AT_OUT: tl.constexpr = CP * HIDDEN + (DEPTH - 1) * HIDDEN * HIDDEN
+    if GRAD_DECODER:
+        grad_weights += program.to(tl.int64) * (AT_OUT + HIDDEN * OUTP)
+        grad_biases += program.to(tl.int64) * (DEPTH * HIDDEN + OUTP)
     if DEPTH > 1:
-        w_mid = matrix(to_mid, HIDDEN, HIDDEN)
+        w_mid = matrix(weights + CP * HIDDEN, HIDDEN, HIDDEN)
         d_mid = tl.zeros([HIDDEN, HIDDEN], tl.float32)
         db_mid = tl.zeros([HIDDEN, 16], tl.float32)
-    w_out = matrix(to_out, HIDDEN, OUTP)
+    w_out = matrix(weights + AT_OUT, HIDDEN, OUTP)
     d_out = tl.zeros([HIDDEN, OUTP], tl.float32)
     db_out = tl.zeros([OUTP], tl.float32)
-    for tile in range(program, tiles * scenes, programs):
+    for tile in tl.range(program, tiles * scenes, programs, disable_licm=True):
         scene = (tile // tiles).to(tl.int64)
         ray, exists = tile_rays(tile % tiles, columns, rows, TILE_W, BLOCK)
         place = scene * (columns * rows) + ray
-        step = tl.zeros([], tl.int32)
-        last = step + steps
+        first = tl.zeros([], tl.int32)
+        last = first + steps
         if not EXPLICIT:
-            ox, oy, oz = triple(origins, place, exists, 2.0)
-            dx, dy, dz = triple(directions, place, exists, 0.0)
-            near = tl.load(nears + place, mask=exists, other=0.0)
-            reach = tl.load(fars + place, mask=exists, other=0.0) - near
-            bin_width = tl.where(reach > 0, reach, 0.0) / tl.maximum(steps, 1)
-            step, last = step_range(ox, oy, oz, dx, dy, dz, near, bin_width, steps, exists)
+            ox, oy, oz, dx, dy, dz, near, far = load_rays(origins, directions, nears, fars, place, exists)
+            first, last = step_range(ox, oy, oz, dx, dy, dz, near, far, steps, exists)
         behind = tl.load(products + place, mask=exists, other=0.0)
         thickness = tl.zeros([BLOCK], tl.float32)
-        while step < last:
-            # what a ray is, is read at every step, and a zero that the compiler does not know keeps it from computing
-            # all addresses beforehand: registers are for the decoder's gradients
-            now = step * zero
-            ray, exists = tile_rays(tile % tiles + now, columns, rows, TILE_W, BLOCK)
-            place = scene * (columns * rows) + ray
-            shifts = biases + now
-            ox, oy, oz = triple(origins, place, exists, 2.0)
-            dx, dy, dz = triple(directions, place, exists, 0.0)
-            near = tl.load(nears + place, mask=exists, other=0.0)
-            far = tl.load(fars + place, mask=exists, other=0.0)
-            if EXPLICIT:
-                here = tl.load(places + place * steps + step, mask=exists, other=0.0)
-                more = (exists & (step + 1 < steps)) != 0
-                following = tl.load(places + place * steps + step + 1, mask=more, other=0.0)
-                following = tl.where(step + 1 < steps, following, far)
-                length = tl.where(following > here, following - here, 0.0)
-            else:
-                key = ray.to(tl.uint32)
-                if JITTER:
-                    seed = tl.load(seeds + scene)
-                    key = mix(mix(seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32))
-                    key = mix(key ^ (ray + first_ray).to(tl.uint32))
-                offset = step + in_bin(key, step, JITTER)
-                length = tl.where(far > near, far - near, 0.0) / tl.maximum(steps, 1)
-                here = near + offset * length
-            x, y, z = ox + here * dx, oy + here * dy, oz + here * dz
-            boxed = (tl.abs(x) <= 1) & (tl.abs(y) <= 1) & (tl.abs(z) <= 1)
-            # by the box alone: what the decoder said would bring its products' layout to every address
-            x, y, z = tl.where(boxed, x, 0.0), tl.where(boxed, y, 0.0), tl.where(boxed, z, 0.0)
-            light = tl.exp(-thickness)
-            open = exists & ~(light < stop)
-            inside = boxed & open
-            if CELLS:
-                inside = inside & occupied(bits + scene * cells_b, resolution, x, y, z)
-            state = tl.max(tl.where(inside, 2, tl.where(open, 1, 0)), 0)
-            if state == 2:
-                own = planes + scene * plane_b * UNIT
-                feature = features(own, x, y, z, inside, height, width, plane_p, plane_h, plane_w, C, CP, UNIT,
-                                   AXES, ALIGN, BORDER, SCALE).to(w_in.dtype)
-                hidden = activate(layer(feature, w_in, shifts, PRECISION), ACTIVATION).to(w_in.dtype)
-                deep = hidden
-                if DEPTH > 1:
-                    before = layer(hidden, w_mid, shifts + HIDDEN, PRECISION)
-                    deep = activate(before, ACTIVATION).to(w_in.dtype)
-                raw = layer(deep, w_out, shifts + DEPTH * HIDDEN, PRECISION)
-                logit, sigma = density(raw, shift, DENSITY)
-                speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
-                tau = tl.where(inside, sigma * (length * speed), 0.0)
-                weight = light * absorbed(tau)
-                given = tl.load(grad_color + place[:, None] * OUT + output - 1,
-                                mask=exists[:, None] & (output >= 1) & (output <= OUT), other=0.0)
-                given_opacity = tl.load(grad_opacity + place, mask=exists, other=0.0)
-                given = tl.where(output == 0, given_opacity[:, None], given)
-                given_depth = tl.load(grad_depth + place, mask=exists, other=0.0)
-                added = tl.sum(given * colors(raw, COLOR), 1) + given_depth * here
-                behind -= tl.where(inside, weight * added, 0.0)
-                g_tau = tl.where(inside, light * tl.exp(-tau) * added - behind, 0.0)
-                thickness += tau
-                g_raw = raw_gradient(raw, logit, g_tau * (length * speed), weight[:, None] * given, DENSITY, COLOR)
-                g_raw = tl.where(inside[:, None], g_raw, 0.0)
-                g_low = g_raw.to(w_in.dtype)
-                if GRAD_DECODER:
-                    db_out += tl.sum(g_raw, 0)
-                    d_out = outer(deep, g_low, d_out, PRECISION)
-                g_hidden = tl.dot(g_low, tl.trans(w_out), input_precision=PRECISION)
-                if DEPTH > 1:
+        # 2 where a step has something to decode, 1 where it has not, 0 from where all rays are closed
+        state = tl.full([], 1, tl.int32)
+        for step in tl.range(first, last, disable_licm=True):
+            if state > 0:
+                # what a ray is, is read at every step, and zeros that the compiler does not know keep it from computing
+                # addresses beforehand: registers are for the decoder's gradients
+                now = tl.multiple_of(step * zero, 16)
+                late = tl.multiple_of((step + 1) * zero, 16)
+                ray, exists = tile_rays(tile % tiles + now, columns, rows, TILE_W, BLOCK)
+                place = scene * (columns * rows) + ray
+                sources, shifts = weights + now, biases + now
+                ox, oy, oz, dx, dy, dz, near, far = load_rays(origins, directions, nears, fars, place, exists)
+                key = ray_key(seeds, scene, ray, first_ray, JITTER)
+                here, length, _ = sample_at(step, steps, near, far, places, place, exists, key, EXPLICIT, JITTER)
+                x, y, z, boxed = point_at(here, ox, oy, oz, dx, dy, dz)
+                light = tl.exp(-thickness)
+                open = exists & ~(light < stop)
+                inside = boxed & open
+                if CELLS:
+                    inside = inside & occupied(bits + scene * cells_b, resolution, x, y, z)
+                state = tl.max(tl.where(inside, 2, tl.where(open, 1, 0)), 0)
+                if state == 2:
+                    own = planes + scene * plane_b * UNIT
+                    feature = features(own, x, y, z, inside, height, width, plane_p, plane_h, plane_w, C, CP, UNIT,
+                                       AXES, ALIGN, BORDER, SCALE).to(w_in.dtype)
+                    before = layer(feature, again(w_in, sources, FRESH), shifts, PRECISION)
+                    hidden = activate(before, ACTIVATION).to(w_in.dtype)
+                    deep = hidden
+                    if DEPTH > 1:
+                        before = layer(hidden, again(w_mid, sources + CP * HIDDEN, FRESH), shifts + HIDDEN, PRECISION)
+                        deep = activate(before, ACTIVATION).to(w_in.dtype)
+                    raw = layer(deep, again(w_out, sources + AT_OUT, FRESH), shifts + DEPTH * HIDDEN, PRECISION)
+                    logit, sigma = density(raw, shift, DENSITY)
+                    speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
+                    tau = tl.where(inside, sigma * (length * speed), 0.0)
+                    weight = light * absorbed(tau)
+                    given = cotangents(grad_color, grad_opacity, place, exists, OUT, OUTP)
+                    given_depth = tl.load(grad_depth + place, mask=exists, other=0.0)
+                    added = tl.sum(given * colors(raw, COLOR), 1) + given_depth * here
+                    behind -= tl.where(inside, weight * added, 0.0)
+                    g_tau = tl.where(inside, light * tl.exp(-tau) * added - behind, 0.0)
+                    thickness += tau
+                    g_raw = raw_gradient(raw, logit, g_tau * (length * speed), weight[:, None] * given, DENSITY, COLOR)
+                    g_raw = tl.where(inside[:, None], g_raw, 0.0)
+                    g_low = g_raw.to(w_in.dtype)
+                    if GRAD_DECODER:
+                        db_out += tl.sum(g_raw, 0)
+                        d_out = outer(deep, g_low, d_out, grad_weights + AT_OUT, False, KEEP, PRECISION)
+                    sources = weights + late
+                    turned = tl.trans(again(w_out, sources + AT_OUT, FRESH))
+                    g_hidden = tl.dot(g_low, turned, input_precision=PRECISION)
+                    if DEPTH > 1:
+                        g_hidden = through(g_hidden, before, ACTIVATION)
+                        g_low = g_hidden.to(w_in.dtype)
+                        if GRAD_DECODER:
+                            db_mid = outer_ones(g_low, db_mid, grad_biases + HIDDEN, KEEP, PRECISION)
+                            d_mid = outer(g_low, hidden, d_mid, grad_weights + CP * HIDDEN, True, KEEP, PRECISION)
+                        turned = tl.trans(again(w_mid, sources + CP * HIDDEN, FRESH))
+                        g_hidden = tl.dot(g_low, turned, input_precision=PRECISION)
+                    # multiplied once more, which is cheaper than keeping it
+                    before = layer(feature, again(w_in, sources, FRESH), biases + late, PRECISION)
                     g_hidden = through(g_hidden, before, ACTIVATION)
                     g_low = g_hidden.to(w_in.dtype)
                     if GRAD_DECODER:
-                        db_mid = outer(g_low, ones, db_mid, PRECISION)
-                        d_mid = outer(g_low, hidden, d_mid, PRECISION)
-                    g_hidden = tl.dot(g_low, tl.trans(w_mid), input_precision=PRECISION)
-                # multiplied once more, which is cheaper than keeping it
-                before = layer(feature, w_in, shifts + zero, PRECISION)
-                g_hidden = through(g_hidden, before, ACTIVATION)
-                g_low = g_hidden.to(w_in.dtype)
-                if GRAD_DECODER:
-                    db_in = outer(g_low, ones, db_in, PRECISION)
-                    d_in = outer(g_low, feature, d_in, PRECISION)
-                if GRAD_PLANES or GRAD_RAYS:
-                    g_feature = tl.dot(g_low, tl.trans(w_in), input_precision=PRECISION)
-                    g_feature *= inverse * SCALE
-                    gx, gy, gz = plane_gradients(
-                        g_feature, own, grad_planes + scene * 3 * height * width * C, x, y, z, inside, height, width,
-                        plane_p, plane_h, plane_w, C, CP, UNIT, AXES, ALIGN, BORDER, GRAD_PLANES, GRAD_RAYS,
-                    )
-                if GRAD_RAYS:
-                    g_slope = tl.where(inside, g_tau * sigma * inverse, 0.0)
-                    g_speed = g_slope * length / tl.where(speed > 0, speed, 1.0)
-                    g_here = tl.where(inside, gx * dx + gy * dy + gz * dz + weight * given_depth * inverse, 0.0)
-                    add_triple(grad_origins, place, inside, gx, gy, gz)
-                    add_triple(grad_directions, place, inside, here * gx + g_speed * dx, here * gy + g_speed * dy,
-                               here * gz + g_speed * dz)
-                    if EXPLICIT:
-                        g_slope = tl.where(following >= here, g_slope * speed, 0.0)
-                        own = place * steps + step
-                        tl.atomic_add(grad_places + own, g_here - g_slope, mask=inside, sem="relaxed")
-                        inner = (inside & (step + 1 < steps)) != 0
-                        final = (inside & (step + 1 == steps)) != 0
-                        tl.atomic_add(grad_places + own + 1, g_slope, mask=inner, sem="relaxed")
-                        tl.atomic_add(grad_fars + place, g_slope, mask=final, sem="relaxed")
-                    else:
-                        g_far = tl.where(far >= near, (g_here * offset + g_slope * speed) / steps, 0.0)
-                        tl.atomic_add(grad_nears + place, g_here - g_far, mask=inside, sem="relaxed")
-                        tl.atomic_add(grad_fars + place, g_far, mask=inside, sem="relaxed")
-            step = tl.where(state == 0, last, step + 1)
+                        db_in = outer_ones(g_low, db_in, grad_biases, KEEP, PRECISION)
+                        d_in = outer(g_low, feature, d_in, grad_weights, True, KEEP, PRECISION)
+                    if GRAD_PLANES or GRAD_RAYS:
+                        # once more from memory, likewise
+                        ray, exists = tile_rays(tile % tiles + late, columns, rows, TILE_W, BLOCK)
+                        place = scene * (columns * rows) + ray
+                        ox, oy, oz, dx, dy, dz, near, far = load_rays(origins, directions, nears, fars, place, exists)
+                        key = ray_key(seeds, scene, ray, first_ray, JITTER)
+                        here, length, offset = sample_at(step, steps, near, far, places, place, exists, key, EXPLICIT,
+                                                         JITTER)
+                        x, y, z, boxed = point_at(here, ox, oy, oz, dx, dy, dz)
+                        turned = tl.trans(again(w_in, sources, FRESH))
+                        g_feature = tl.dot(g_low, turned, input_precision=PRECISION) * (inverse * SCALE)
+                        gx, gy, gz = plane_gradients(
+                            g_feature, own, grad_planes + scene * 3 * height * width * C, x, y, z, inside, height,
+                            width, plane_p, plane_h, plane_w, C, CP, UNIT, AXES, ALIGN, BORDER, GRAD_PLANES, GRAD_RAYS,
+                        )
+                    if GRAD_RAYS:
+                        speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
+                        given_depth = tl.load(grad_depth + place, mask=exists, other=0.0)
+                        g_slope = tl.where(inside, g_tau * sigma * inverse, 0.0)
+                        g_speed = g_slope * length / tl.where(speed > 0, speed, 1.0)
+                        g_here = tl.where(inside, gx * dx + gy * dy + gz * dz + weight * given_depth * inverse, 0.0)
+                        add_triple(grad_origins, place, inside, gx, gy, gz)
+                        add_triple(grad_directions, place, inside, here * gx + g_speed * dx, here * gy + g_speed * dy,
+                                   here * gz + g_speed * dz)
+                        place_gradients(grad_nears, grad_fars, grad_places, g_here, g_slope * speed, near, far, here,
+                                        offset, place, step, steps, inside, EXPLICIT)
     if GRAD_DECODER:
-        grad_weights += program.to(tl.int64) * (CP * HIDDEN + (DEPTH - 1) * HIDDEN * HIDDEN + HIDDEN * OUTP)
-        grad_biases += program.to(tl.int64) * (DEPTH * HIDDEN + OUTP)
-        store_matrix(grad_weights, tl.trans(d_in))
-        tl.store(grad_biases + tl.arange(0, HIDDEN), first_column(db_in))
-        if DEPTH > 1:
-            store_matrix(grad_weights + CP * HIDDEN, tl.trans(d_mid))
-            tl.store(grad_biases + HIDDEN + tl.arange(0, HIDDEN), first_column(db_mid))
-        store_matrix(grad_weights + CP * HIDDEN + (DEPTH - 1) * HIDDEN * HIDDEN, d_out)
         tl.store(grad_biases + DEPTH * HIDDEN + tl.arange(0, OUTP), db_out)
+        if KEEP:
+            store_matrix(grad_weights, tl.trans(d_in))
+            tl.store(grad_biases + tl.arange(0, HIDDEN), first_column(db_in))
+            if DEPTH > 1:
+                store_matrix(grad_weights + CP * HIDDEN, tl.trans(d_mid))
+                tl.store(grad_biases + HIDDEN + tl.arange(0, HIDDEN), first_column(db_mid))
+            store_matrix(grad_weights + AT_OUT, d_out)

@@ -64,17 +64,18 @@ def slab(origin, direction, enter, leave):
 
 
 @triton.jit
-def step_range(ox, oy, oz, dx, dy, dz, near, width, steps, exists):
+def step_range(ox, oy, oz, dx, dy, dz, near, far, steps, exists):
     """First and last (exclusive) step on which a ray of the tile can be in the box, with room for rounding."""
-    enter = tl.full(near.shape, -3e38, tl.float32)
-    leave = tl.full(near.shape, 3e38, tl.float32)
+    enter = tl.full(near.shape, -1e30, tl.float32)
+    leave = tl.full(near.shape, 1e30, tl.float32)
     enter, leave = slab(ox, dx, enter, leave)
     enter, leave = slab(oy, dy, enter, leave)
     enter, leave = slab(oz, dz, enter, leave)
     some = exists & (enter <= leave)
-    flat = width <= 0
-    scale = 1.0 / tl.where(flat, 1.0, width)
+    reach = far - near
+    flat = reach <= 0
     most = steps * 1.0
+    scale = most / tl.where(flat, 1.0, reach)
     low = tl.where(flat, 0.0, (enter - near) * scale - 2)
     high = tl.where(flat, most, (leave - near) * scale + 2)
     low = tl.where(low > 0, tl.where(low < most, low, most), 0.0)
@@ -88,10 +89,56 @@ def step_range(ox, oy, oz, dx, dy, dz, near, width, steps, exists):
 def in_bin(key, step, JITTER: tl.constexpr):
     """Where in its bin each ray's sample lies, 0 to 1."""
     if JITTER:
-        sample = step.to(tl.uint32) * 0x9E3779B1
+        sample = (tl.zeros([1], tl.int32) + step).to(tl.uint32) * 0x9E3779B1
         return (mix(key ^ sample) >> 8).to(tl.float32) * 5.9604644775390625e-08
     else:
         return tl.full(key.shape, 0.5, tl.float32)
+
+
+@triton.jit
+def ray_key(seeds, scene, ray, first_ray, JITTER: tl.constexpr):
+    """What each ray's numbers depend on: the seed of its scene and its own number."""
+    key = ray.to(tl.uint32)
+    if JITTER:
+        seed = tl.load(seeds + scene)
+        key = mix(mix(mix(seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32)) ^ (ray + first_ray).to(tl.uint32))
+    return key
+
+
+@triton.jit
+def load_rays(origins, directions, nears, fars, place, exists):
+    """Origins, directions, near and far; what does not exist starts outside the box and goes nowhere."""
+    ox, oy, oz = triple(origins, place, exists, 2.0)
+    dx, dy, dz = triple(directions, place, exists, 0.0)
+    near = tl.load(nears + place, mask=exists, other=0.0)
+    far = tl.load(fars + place, mask=exists, other=0.0)
+    return ox, oy, oz, dx, dy, dz, near, far
+
+
+@triton.jit
+def sample_at(step, steps, near, far, places, place, exists, key, EXPLICIT: tl.constexpr, JITTER: tl.constexpr):
+    """Where the sample of a step lies, how much of t it stands for, and, except EXPLICIT, where in units of bins."""
+    if EXPLICIT:
+        here = tl.load(places + place * steps + step, mask=exists, other=0.0)
+        more = (exists & (step + 1 < steps)) != 0
+        following = tl.load(places + place * steps + step + 1, mask=more, other=0.0)
+        following = tl.where(step + 1 < steps, following, far)
+        return here, tl.where(following > here, following - here, 0.0), following
+    else:
+        offset = step + in_bin(key, step, JITTER)
+        length = tl.where(far > near, far - near, 0.0) / tl.maximum(steps, 1)
+        return near + offset * length, length, offset
+
+
+@triton.jit
+def point_at(here, ox, oy, oz, dx, dy, dz):
+    """The sample's point and whether it lies in the box; outside it the origin stands in.
+
+    That is decided by the box alone: what the decoder said would bring its products' layout to every address.
+    """
+    x, y, z = ox + here * dx, oy + here * dy, oz + here * dz
+    boxed = (tl.abs(x) <= 1) & (tl.abs(y) <= 1) & (tl.abs(z) <= 1)
+    return tl.where(boxed, x, 0.0), tl.where(boxed, y, 0.0), tl.where(boxed, z, 0.0), boxed
 
 
 @triton.jit
@@ -253,24 +300,13 @@ def forward_kernel(
     scene = (program // tiles).to(tl.int64)
     ray, exists = tile_rays(program % tiles, columns, rows, TILE_W, BLOCK)
     place = scene * (columns * rows) + ray
-    ox, oy, oz = triple(origins, place, exists, 2.0)
-    dx, dy, dz = triple(directions, place, exists, 0.0)
-    near = tl.load(nears + place, mask=exists, other=0.0)
-    far = tl.load(fars + place, mask=exists, other=0.0)
+    ox, oy, oz, dx, dy, dz, near, far = load_rays(origins, directions, nears, fars, place, exists)
     speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
-    reach = far - near
-    bin_width = tl.where(reach > 0, reach, 0.0) / tl.maximum(steps, 1)
-    key = ray.to(tl.uint32)
-    if JITTER:
-        seed = tl.load(seeds + scene)
-        key = mix(mix(mix(seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32)) ^ (ray + first_ray).to(tl.uint32))
+    key = ray_key(seeds, scene, ray, first_ray, JITTER)
     step = tl.zeros([], tl.int32)
     last = step + steps
-    if EXPLICIT:
-        here = tl.load(places + place * steps, mask=(exists & (steps > 0)) != 0, other=0.0)
-    else:
-        step, last = step_range(ox, oy, oz, dx, dy, dz, near, bin_width, steps, exists)
-        here = near
+    if not EXPLICIT:
+        step, last = step_range(ox, oy, oz, dx, dy, dz, near, far, steps, exists)
     w_in = matrix(weights, CP, HIDDEN)
     to_mid = weights + CP * HIDDEN
     to_out = to_mid + (DEPTH - 1) * HIDDEN * HIDDEN
@@ -284,18 +320,8 @@ def forward_kernel(
     along = tl.zeros([BLOCK], tl.float32)
     total = tl.zeros([BLOCK, OUTP], tl.float32)
     while step < last:
-        if EXPLICIT:
-            following = tl.load(places + place * steps + step + 1, mask=(exists & (step + 1 < steps)) != 0, other=0.0)
-            following = tl.where(step + 1 < steps, following, far)
-            length = tl.where(following > here, following - here, 0.0)
-        else:
-            here = near + (step + in_bin(key, step, JITTER)) * bin_width
-            following = here
-            length = bin_width
-        x, y, z = ox + here * dx, oy + here * dy, oz + here * dz
-        boxed = (tl.abs(x) <= 1) & (tl.abs(y) <= 1) & (tl.abs(z) <= 1)
-        # by the box alone: what the decoder said would bring its products' layout to every address
-        x, y, z = tl.where(boxed, x, 0.0), tl.where(boxed, y, 0.0), tl.where(boxed, z, 0.0)
+        here, length, _ = sample_at(step, steps, near, far, places, place, exists, key, EXPLICIT, JITTER)
+        x, y, z, boxed = point_at(here, ox, oy, oz, dx, dy, dz)
         # not >=, so that a ray that is no number any more stays open and shows it
         open = exists & ~(light < stop)
         inside = boxed & open
@@ -316,7 +342,6 @@ def forward_kernel(
             along += tl.where(inside, weight * here, 0.0)
             thickness += tau
             light = tl.exp(-thickness)
-        here = following
         step = tl.where(state == 0, last, step + 1)
     output = tl.arange(0, OUTP)[None, :]
     tl.store(color + place[:, None] * OUT + output - 1, total, mask=exists[:, None] & (output >= 1) & (output <= OUT))

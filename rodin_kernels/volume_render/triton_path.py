@@ -6,7 +6,7 @@ number for each ray and each program's share of the decoder's gradient, which ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -18,18 +18,12 @@ from ..launch import device_guard
 from ..layouts import plane_axes
 from .decoder import DENSITIES, DecoderConfig
 from .perceptron import ACTIVATIONS
+from .tiles import Tile, architecture, backward_tile, forward_tile, launches, tuned
 from .torch_path import March
 
 #: Programs of the backward pass on a device that has no multiprocessors to count, and for each of those it has.
 FEW_PROGRAMS = 4
 PROGRAMS_EACH = 2
-
-
-class Tile(NamedTuple):
-    """Rays that a program marches together, and its warps."""
-
-    rays: int
-    warps: int
 
 
 class Scene(NamedTuple):
@@ -48,20 +42,6 @@ class Scene(NamedTuple):
     image_width: int
 
 
-def forward_tile(itemsize: int, hidden: int) -> Tile:
-    """Tile of the forward pass, for planes of 2 or 4 bytes an element; chosen by registers, none of which spills."""
-    if itemsize == 4:
-        return Tile(32, 8) if hidden <= 64 else Tile(16, 8)
-    return Tile(64, 4) if hidden <= 64 else Tile(64, 8)
-
-
-def backward_tile(itemsize: int, hidden: int) -> Tile:
-    """Tile of the backward pass, likewise."""
-    if itemsize == 4:
-        return Tile(16, 8)
-    return Tile(64, 8)
-
-
 def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     """Colour [B, R, F], depth and opacity [B, R], float32."""
     from .kernels import forward_kernel
@@ -72,7 +52,7 @@ def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     depth, opacity = (torch.empty(batch, count, dtype=torch.float32, device=like.device) for _ in range(2))
     if like.numel() == 0:
         return color, depth, opacity
-    tile = forward_tile(scene.planes.element_size(), _padded(*scene.config.hidden))
+    tile = _tile(forward_tile, "forward", scene)
     tensors, numbers, constants = _shared(scene, tile)
     with device_guard(color):
         forward_kernel[(batch * numbers["tiles"],)](
@@ -104,22 +84,31 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
     places = nothing
     if of_rays and scene.t is not None:
         places = torch.zeros(scene.t.shape, dtype=torch.float32, device=device)
-    tile = backward_tile(planes.element_size(), _padded(*scene.config.hidden))
+    tile = _tile(backward_tile, "backward", scene)
     tensors, numbers, constants = _shared(scene, tile)
     programs = min(_programs(device), batch * numbers["tiles"])
-    shares = [torch.empty(programs if of_decoder else 0, packed.numel(), dtype=torch.float32, device=device)
+    shares = [torch.zeros(programs if of_decoder else 0, packed.numel(), dtype=torch.float32, device=device)
               for packed in (tensors[-2], tensors[-1])]
-    with device_guard(color):
-        backward_kernel[(programs,)](
-            *tensors, color, depth, opacity, products, unscale, grad_planes, *rays, places, *shares, **numbers,
-            scenes=batch, programs=programs, zero=0, **constants, GRAD_PLANES=of_planes, GRAD_DECODER=of_decoder,
-            GRAD_RAYS=of_rays, num_warps=tile.warps)
+    for planes_too, decoder_too, rays_too in launches(tile, of_planes, of_decoder, of_rays):
+        with device_guard(color):
+            backward_kernel[(programs,)](
+                *tensors, color, depth, opacity, products, unscale, grad_planes, *rays, places, *shares, **numbers,
+                scenes=batch, programs=programs, zero=0, **constants, GRAD_PLANES=planes_too,
+                GRAD_DECODER=decoder_too, GRAD_RAYS=rays_too, KEEP=tile.keep, FRESH=tile.fresh, num_warps=tile.warps)
     found = [_as_planes(grad_planes, planes) if of_planes else nothing, *rays, places]
     parameters = [nothing] * len(scene.parameters)
     if of_decoder:
         weights, biases = (x.sum(0) * unscale for x in shares)
         parameters = _unpacked(weights, biases, scene)
     return [x if n else planes.new_empty(0) for x, n in zip([*found, *parameters], needed, strict=True)]
+
+
+def _tile(default: Callable[[str, int, int], Tile], kernel: str, scene: Scene) -> Tile:
+    """The launch parameters of a kernel on the scene's device."""
+    device, hidden = scene.planes.device, _padded(*scene.config.hidden)
+    tile = default(architecture(device), scene.planes.element_size(), hidden)
+    return tuned(tile, kernel, device, bits=8 * scene.planes.element_size(), hidden=hidden,
+                 channels=scene.planes.shape[2])
 
 
 def _scaled(grads: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -150,7 +139,7 @@ def _shared(scene: Scene, tile: Tile) -> tuple[list[Tensor], dict[str, Any], dic
     layout, reduce, align_corners, padding_mode = scene.planes_are
     device, count = planes.device, scene.rays[2].shape[1]
     columns = scene.image_width if scene.image_width else count
-    across = min(8, tile.rays) if scene.image_width else tile.rays
+    across = tile.width if scene.image_width else tile.rays
     rows = count // columns
     unused = torch.empty(1, dtype=torch.float32, device=device)
     bits = unused.view(torch.int32) if scene.cells is None else _bits(scene.cells)
