@@ -7,12 +7,13 @@ from torch import Tensor
 
 from rodin_model.avatars import palette, sdf
 from rodin_model.avatars.attributes import Attributes
+from rodin_model.avatars.curls import Curls
 from rodin_model.avatars.face import beard_mask, hair_rgb, skin_rgb
 from rodin_model.avatars.head import Head
 from rodin_model.avatars.sdf import Place
 
 #: How far each style stands off the skull beside the ears; headphones and hats make room for it.
-BULK = {"bald": 0.0, "buzz cut": 0.02, "short": 0.05, "side part": 0.055, "curly": 0.115, "afro": 0.15, "bob": 0.09,
+BULK = {"bald": 0.0, "buzz cut": 0.02, "short": 0.05, "side part": 0.055, "curly": 0.12, "afro": 0.15, "bob": 0.09,
         "long straight": 0.075, "long wavy": 0.10, "ponytail": 0.035, "bun": 0.035, "mohawk": 0.015}
 _LONG = ("bob", "long straight", "long wavy")
 
@@ -36,6 +37,7 @@ class Hair:
         if self.style in ("buzz cut", "mohawk"):
             self.sides = torch.tensor(palette.blend(rgb, skin_rgb(a), 0.25), device=device)
         self.rgb = torch.tensor(rgb, device=device)
+        self.curls = Curls(a, head, self.volume, self.line, device)
         self.tie = torch.tensor(palette.accessory(a.number("accessory_color")), device=device)
 
     def distance(self, p: Place) -> Tensor:
@@ -57,9 +59,10 @@ class Hair:
     def color(self, p: Place) -> Tensor:
         """Colour with strands, curls or stubble; [N, 3]."""
         style = self.style
-        if style in ("curly", "afro"):
-            f = 27.0 if style == "curly" else 44.0
-            shade = 0.86 + 0.20 * sdf.bubbles(p.x, p.y, p.z, f, self.phase)
+        if style == "curly":
+            shade = self.curls.shade(p)
+        elif style == "afro":
+            shade = 0.86 + 0.20 * sdf.bubbles(p.x, p.y, p.z, 44.0, self.phase)
         elif style == "buzz cut":
             shade = 0.95 + 0.10 * torch.sin(80 * p.x) * torch.sin(80 * p.y) * torch.sin(80 * p.z)
             return self.sides * shade[:, None]
@@ -123,11 +126,11 @@ class Hair:
         return sdf.meet(d, -groove, 0.03) * 0.94
 
     def _curly(self, p: Place) -> Tensor:
-        """A thick cap of round curls that falls over the ears and the forehead."""
-        d = self.head.base(p) - 0.105 * self.volume
-        d = sdf.meet(d, -self._face_cut(p, 0.41, 0.58), 0.05)
-        d = sdf.meet(d, (-0.20 - 0.02 * self.longer + 0.15 * p.z - p.y), 0.08)
-        return (d - 0.030 * sdf.bubbles(p.x, p.y, p.z, 27.0, self.phase)) * 0.78
+        """A cloud of round locks that falls over the ears and the forehead."""
+        d = self.head.base(p) - 0.06
+        d = sdf.meet(d, -self._face_cut(p, 0.43, 0.58), 0.05)
+        d = sdf.meet(d, (-0.16 + 0.15 * p.z - p.y), 0.08)
+        return sdf.union(d, self.curls.distance(p), 0.015)
 
     def _afro(self, p: Place) -> Tensor:
         """A big soft ball."""

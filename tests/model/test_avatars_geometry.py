@@ -125,7 +125,7 @@ def test_points_of_a_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 def wearing(name: str) -> Attributes:
     """An avatar on which the continuous parameter `name` has something to act on."""
-    extra = {"beard_length": {"facial_hair": "full beard"}, "hair_phase": {"hair_style": "curly"},
+    extra = {"beard_length": {"facial_hair": "full beard"}, "hair_phase": {"hair_style": "long wavy"},
              "hair_length": {"hair_style": "bob"}, "accessory_size": {"glasses": "glasses"},
              "accessory_color": {"glasses": "glasses"}, "expression_strength": {"expression": "smiling"}}
     return PLAIN.replace(**extra.get(name, {}))
