@@ -118,10 +118,14 @@ class TriplaneDiffusion(nn.Module):
 
     @torch.no_grad()
     def denoise(self, z: Tensor, generators: Sequence[torch.Generator], *, steps: int, guidance_scale: float = 1.0,
-                scheduler: str = "dpm++", cond: Tensor | None = None, progress: Progress | None = None) -> Tensor:
+                guidance_stop: float = 1.0, scheduler: str = "dpm++", cond: Tensor | None = None,
+                progress: Progress | None = None) -> Tensor:
         """Run the reverse process: z [B, 512], one generator a sample -> normalised planes [B, 3, C, R, R].
 
-        Guidance: prediction = s f(x, z) + (1 - s) f(x, 0) with strength s = `guidance_scale` (Rodin 3.3).
+        Guidance: prediction = s f(x, z) + (1 - s) f(x, 0) with strength s = `guidance_scale` (Rodin 3.3), until the
+        share `guidance_stop` of the way from noise to planes; then s = 1, which costs half. What z says is settled
+        early: later the two predictions differ by the network's own error, and guidance would strengthen that
+        (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval").
         """
         if not 1 <= steps <= self.noise.steps:
             raise ValueError(f"steps must lie between 1 and {self.noise.steps}; got {steps}")
@@ -134,7 +138,8 @@ class TriplaneDiffusion(nn.Module):
         planes = sample_noise(shape, generators, z.device)
         keep_variance = scheduler == "ddpm" and self.noise.learn_variance
         for done, t in enumerate(process.timesteps, 1):
-            output = self._guided(planes, t.expand(len(z)).to(z.device), z, guidance_scale, cond)
+            scale = guidance_scale if int(t) >= (1 - guidance_stop) * self.noise.steps else 1.0
+            output = self._guided(planes, t.expand(len(z)).to(z.device), z, scale, cond)
             output = output if keep_variance else output[:, :, :self.channels]
             # schedulers split off a learned variance at dimension 1, where these planes are folded
             folded = process.step(output.flatten(1, 2) if not keep_variance else _interleave(output), t,
@@ -181,8 +186,8 @@ class BaseDiffusion(TriplaneDiffusion):
     """Latent to coarse planes (Rodin 3.3)."""
 
     def sample(self, z: Tensor, *, generators: Sequence[torch.Generator], steps: int = 25, guidance_scale: float = 2.0,
-               scheduler: str = "dpm++", progress: Progress | None = None) -> Tensor:
+               guidance_stop: float = 1.0, scheduler: str = "dpm++", progress: Progress | None = None) -> Tensor:
         """z [B, 512] (zeros: unconditional) -> coarse planes [B, 3, C, R, R] in feature units, float32."""
-        planes = self.denoise(z, generators, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler,
-                              progress=progress)
+        planes = self.denoise(z, generators, steps=steps, guidance_scale=guidance_scale, guidance_stop=guidance_stop,
+                              scheduler=scheduler, progress=progress)
         return self.denormalize(planes)

@@ -153,7 +153,7 @@ class Run:
         """Everything that is needed to make this avatar again, as JSON data."""
         from rodin_model.provenance import SOURCE_TYPE, software
 
-        names = ("num_inference_steps", "guidance_scale", "upsampler_steps")
+        names = ("num_inference_steps", "guidance_scale", "guidance_stop", "upsampler_steps")
         image = self.options.image
         return {"prompt": self.options.prompt, "image": image.name if image is not None else None,
                 "edits": self.options.edit[:edits], "seed": seed, **{name: avatar.metadata[name] for name in names},

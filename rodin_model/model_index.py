@@ -17,6 +17,7 @@ FORMAT = "rodin-model-1"
 class ModelIndex:
     """What `model_index.json` says: the model's name and how it is best sampled.
 
+    `guidance_stop`: after which share of the way from noise to planes guidance ends, 1 for never (`BaseDiffusion`).
     `text_prior`: whether words go through the latent prior (to z of a picture that fits them) or are used as they are.
     `edit_strength`: how far `edit` moves z when the caller does not say. `candidates`: of how many avatars the one is
     kept that looks most like what was asked for.
@@ -27,6 +28,7 @@ class ModelIndex:
     text_prior: bool = False
     num_inference_steps: int = 25
     guidance_scale: float = 2.0
+    guidance_stop: float = 1.0
     upsampler_steps: int = 8
     edit_strength: float = 1.0
     candidates: int = 1
@@ -34,6 +36,8 @@ class ModelIndex:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise ValueError(f"the model's format must be {FORMAT!r}; got {self.format!r}")
+        if not 0 <= self.guidance_stop <= 1:
+            raise ValueError(f"guidance_stop must lie between 0 and 1; got {self.guidance_stop}")
         if not 1 <= self.candidates <= 64:
             raise ValueError(f"candidates must lie between 1 and 64; got {self.candidates}")
 

@@ -123,7 +123,7 @@ class RodinPipeline:
     @torch.no_grad()
     def __call__(self, prompt: str | Sequence[str] | None = None, image: Any = None, *,
                  num_inference_steps: int | None = None, guidance_scale: float | None = None,
-                 upsampler_steps: int | None = None, candidates: int | None = None,
+                 guidance_stop: float | None = None, upsampler_steps: int | None = None, candidates: int | None = None,
                  generator: torch.Generator | Sequence[torch.Generator] | None = None,
                  num_avatars_per_prompt: int = 1, z: Tensor | None = None,
                  callback_on_step_end: StepCallback | None = None) -> RodinPipelineOutput:
@@ -132,7 +132,8 @@ class RodinPipeline:
         Args:
             prompt: a text or a list of texts, each of at most 1000 characters.
             image: a file name, a PIL picture or a tensor [3, H, W] in [0, 1] on white, or a list of these.
-            num_inference_steps, guidance_scale, upsampler_steps: None for what the model's index recommends.
+            num_inference_steps, guidance_scale, guidance_stop, upsampler_steps: None for what the model's index
+                recommends; for guidance see `TriplaneDiffusion.denoise`.
             candidates: of so many coarse avatars, 1 to 64, the one goes on whose front picture's z is nearest to the z
                 asked for (as DALL-E ranks by CLIP); None as above; from noise there is nothing to compare, one is made.
             generator: where seeds come from; one for all avatars, or one each. An avatar depends on its own seed only.
@@ -157,7 +158,7 @@ class RodinPipeline:
         facts = [{"prompt": text} if text else {} for text in prompts or [""] * rows
                  for _ in range(num_avatars_per_prompt)]
         asked = bool(prompts or images) or z is not None
-        avatars = self._make(latents, seeds, facts, self._settings(num_inference_steps, guidance_scale,
+        avatars = self._make(latents, seeds, facts, self._settings(num_inference_steps, guidance_scale, guidance_stop,
                                                                    upsampler_steps), callback_on_step_end,
                              (candidates or self.index.candidates) if asked else 1)
         return RodinPipelineOutput(avatars)
@@ -165,7 +166,8 @@ class RodinPipeline:
     @torch.no_grad()
     def edit(self, avatar: Avatar, text: str, *, strength: float | None = None, source: str = NEUTRAL,
              num_inference_steps: int | None = None, guidance_scale: float | None = None,
-             upsampler_steps: int | None = None, callback_on_step_end: StepCallback | None = None) -> Avatar:
+             guidance_stop: float | None = None, upsampler_steps: int | None = None,
+             callback_on_step_end: StepCallback | None = None) -> Avatar:
         """The same avatar with what `text` says ("blonde hair"), changed by `strength` (1: as far as the words go).
 
             z' = |z| normalize(z + strength (z("source, text") - z(source)))      (after Rodin, section 3.5)
@@ -182,7 +184,7 @@ class RodinPipeline:
         moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
         kept = {name: value for name, value in avatar.metadata.items() if name in ("prompt", "edits")}
         facts = {**kept, "edits": [*kept.get("edits", []), text]}
-        settings = self._settings(num_inference_steps, guidance_scale, upsampler_steps, avatar.metadata)
+        settings = self._settings(num_inference_steps, guidance_scale, guidance_stop, upsampler_steps, avatar.metadata)
         return self._make(moved[None], [_seed_of(avatar)], [facts], settings, callback_on_step_end)[0]
 
     @torch.no_grad()
@@ -197,7 +199,7 @@ class RodinPipeline:
         shares = [i / (n - 1) for i in range(n)]
         za, zb = self._latent_of(a), self._latent_of(b)
         z = torch.stack([slerp(za, zb, share) for share in shares])
-        settings = self._settings(None, None, None, a.metadata)
+        settings = self._settings(None, None, None, None, a.metadata)
         first = self._make(z, [_seed_of(a)] * n, [{} for _ in shares], settings, callback_on_step_end)
         if _seed_of(a) == _seed_of(b):
             return first
@@ -209,10 +211,13 @@ class RodinPipeline:
         parts = (self.conditioner, self.prior, self.base, self.upsampler, self.decoder)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
-    def _settings(self, steps: int | None, guidance: float | None, upsampler_steps: int | None,
+    def _settings(self, steps: int | None, guidance: float | None, stop: float | None, upsampler_steps: int | None,
                   before: dict[str, Any] | None = None) -> dict[str, Any]:
         """What the caller said; else how the avatar was made; else what the model recommends."""
-        said = {"num_inference_steps": steps, "guidance_scale": guidance, "upsampler_steps": upsampler_steps}
+        said = {"num_inference_steps": steps, "guidance_scale": guidance, "guidance_stop": stop,
+                "upsampler_steps": upsampler_steps}
+        if stop is not None and not 0 <= stop <= 1:
+            raise ValueError(f"guidance_stop must lie between 0 and 1; got {stop}")
         return {name: next(v for v in (value, (before or {}).get(name), getattr(self.index, name)) if v is not None)
                 for name, value in said.items()}
 
@@ -280,7 +285,8 @@ class RodinPipeline:
             some = [candidate_seed(seed, index) for seed in seeds]
             planes = self.base.sample(z, generators=[stage_generator(s, "base") for s in some],
                                       steps=settings["num_inference_steps"],
-                                      guidance_scale=settings["guidance_scale"], progress=progress)
+                                      guidance_scale=settings["guidance_scale"],
+                                      guidance_stop=settings["guidance_stop"], progress=progress)
             tried.append((planes, some))
             if candidates > 1:
                 fronts = torch.cat([self._avatar(p, {}).turntable(1, LOOK_SIZE) for p in planes]).clamp(0, 1)

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text-prior", action="store_true", help="send words through the latent prior")
     parser.add_argument("--steps", type=int, default=defaults.num_inference_steps)
     parser.add_argument("--guidance", type=float, default=defaults.guidance_scale)
+    parser.add_argument("--guidance-stop", type=float, default=defaults.guidance_stop)
     parser.add_argument("--upsampler-steps", type=int, default=defaults.upsampler_steps)
     parser.add_argument("--edit-strength", type=float, default=defaults.edit_strength)
     parser.add_argument("--candidates", type=int, default=defaults.candidates)
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         decoder, _, conventions = load_decoder(args.decoder)
         index = ModelIndex(name=args.name, text_prior=args.text_prior, num_inference_steps=args.steps,
-                           guidance_scale=args.guidance, upsampler_steps=args.upsampler_steps,
-                           edit_strength=args.edit_strength, candidates=args.candidates)
+                           guidance_scale=args.guidance, guidance_stop=args.guidance_stop,
+                           upsampler_steps=args.upsampler_steps, edit_strength=args.edit_strength,
+                           candidates=args.candidates)
         pipe = RodinPipeline(TowerConditioner.from_folder(args.towers), LatentPrior.from_folder(args.prior),
                              BaseDiffusion.from_folder(args.base), Upsampler.from_folder(args.upsampler),
                              decoder, conventions, index)

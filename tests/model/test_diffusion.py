@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rodin_model import config as configs
 from rodin_model.config import PRESETS, NoiseConfig, UNetConfig
@@ -142,6 +142,24 @@ def test_guidance_extrapolates_from_the_null_latent() -> None:
     x, t = torch.randn(1, 3, 4, 8, 8), torch.tensor([7])
     known, free = model.predict(x, t, z), model.predict(x, t, torch.zeros_like(z))
     assert torch.allclose(model._guided(x, t, z, 3.0, None), 3 * known - 2 * free, atol=1e-4)
+
+
+def test_guidance_ends_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, z, strengths = make_base(), torch.randn(1, 512), []
+    plain = model._guided
+
+    def watched(planes: Tensor, t: Tensor, z: Tensor, scale: float, cond: Tensor | None) -> Tensor:
+        strengths.append((int(t[0]), scale))
+        return plain(planes, t, z, scale, cond)
+
+    monkeypatch.setattr(model, "_guided", watched)
+    sampled = [model.sample(z, generators=generators(0), steps=10, guidance_scale=3.0, guidance_stop=stop)
+               for stop in (0.0, 0.4, 1.0)]
+    alone = model.sample(z, generators=generators(0), steps=10, guidance_scale=1.0)
+    assert torch.equal(sampled[0], alone) and not torch.allclose(sampled[1], alone)
+    assert not torch.allclose(sampled[1], sampled[2])
+    assert all((scale == 3.0) == (t >= 0.6 * model.noise.steps) for t, scale in strengths[10:20])
+    assert {scale for _, scale in strengths[20:30]} == {3.0}
 
 
 @pytest.mark.parametrize(("kind", "out_channels"), [("epsilon", 8), ("v_prediction", 4), ("sample", 4)])

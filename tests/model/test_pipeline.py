@@ -202,10 +202,15 @@ def test_an_edit_keeps_the_noise_and_moves_z(pipe: RodinPipeline, bearded: Avata
 
 
 def test_an_edit_repeats_the_settings_of_the_avatar(pipe: RodinPipeline) -> None:
-    avatar = pipe(WORDS[0], num_inference_steps=2, guidance_scale=1.0, upsampler_steps=1).avatars[0]
+    avatar = pipe(WORDS[0], num_inference_steps=2, guidance_scale=3.0, guidance_stop=0.5, upsampler_steps=1).avatars[0]
     edited = pipe.edit(avatar, "glasses", upsampler_steps=3)
-    names = ("num_inference_steps", "guidance_scale", "upsampler_steps")
-    assert [edited.metadata[name] for name in names] == [2, 1.0, 3]
+    names = ("num_inference_steps", "guidance_scale", "guidance_stop", "upsampler_steps")
+    assert [edited.metadata[name] for name in names] == [2, 3.0, 0.5, 3]
+
+
+def test_guidance_cannot_stop_outside_the_way(pipe: RodinPipeline) -> None:
+    with pytest.raises(ValueError, match="guidance_stop must lie between 0 and 1; got 1.5"):
+        pipe(WORDS[0], guidance_stop=1.5)
 
 
 def test_an_avatar_without_a_latent_is_looked_at(pipe: RodinPipeline, bearded: Avatar) -> None:
