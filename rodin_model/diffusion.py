@@ -97,6 +97,15 @@ class TriplaneDiffusion(nn.Module):
         bar = self.bars[t].view(-1, 1, 1, 1, 1)
         return bar.sqrt() * eps - (1 - bar).sqrt() * clean
 
+    def clean_estimate(self, noisy: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """The clean planes that the prediction for noisy planes [B, 3, C, R, R] at steps t [B] amounts to, float32."""
+        said, bar = self.predict(noisy, t, z).float()[:, :, :self.channels], self.bars[t].view(-1, 1, 1, 1, 1)
+        if self.noise.prediction == "epsilon":
+            return (noisy - (1 - bar).sqrt() * said) / bar.sqrt()
+        if self.noise.prediction == "sample":
+            return said
+        return bar.sqrt() * noisy - (1 - bar).sqrt() * said
+
     def training_loss(self, clean: Tensor, z: Tensor, generator: torch.Generator | None = None,
                       cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(loss, prediction) for normalised planes [B, 3, C, R, R] and latents [B, 512].

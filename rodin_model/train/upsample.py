@@ -1,7 +1,8 @@
 """`python -m rodin_model.train.upsample`: train the diffusion upsampler on pairs of coarse and fine planes.
 
 Two losses: on the planes, and on pictures, small patches rendered from the predicted and from the true planes
-(Rodin 3.3: planes alone do not guarantee good renders). Resumable like `rodin_model.train.base`.
+(Rodin 3.3: planes alone do not guarantee good renders). With `--base`, half of the coarse planes are what the base
+diffusion makes of them, so that its kind of error is known to the upsampler. Resumable like `rodin_model.train.base`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rodin_kernels import TinyDecoder, render_triplane
 from rodin_model.cameras import Camera, box_near_far
 from rodin_model.config import PRESETS, PlanesConfig
 from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import BaseDiffusion
 from rodin_model.train.base import arguments_of
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
@@ -56,21 +58,40 @@ def picture_loss(predicted: Tensor, true: Tensor, decoder: TinyDecoder, config: 
     return difference.abs().mean() + difference.diff(dim=0).abs().mean() + difference.diff(dim=1).abs().mean()
 
 
+@torch.no_grad()
+def estimates(base: BaseDiffusion, coarse: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
+    """What `base` takes for the clean planes after one look at noisy ones; coarse [B, 3, C, r, r] in feature units.
+
+    Half of the samples, at random, stay as they are; the noise of the others goes up to 3/4 of the schedule.
+    """
+    t = torch.randint(3 * base.noise.steps // 4, (len(coarse),), generator=generator).to(coarse.device)
+    clean = base.normalize(coarse)
+    noisy = base.add_noise(clean, torch.randn(clean.shape, generator=generator).to(clean), t)
+    guess = base.denormalize(base.clean_estimate(noisy, t, z))
+    chosen = torch.rand(len(coarse), 1, 1, 1, 1, generator=generator).to(coarse) < 0.5
+    return torch.where(chosen, guess, coarse)
+
+
 class UpsampleLosses:
     """The upsampler's losses: pairs drawn from (seed, step), coarse planes degraded, x0 loss and picture loss."""
 
     def __init__(self, coarse: Tensor, fine: Tensor, avatars: Sequence[int], latents: Latents, decoder: TinyDecoder,
-                 config: PlanesConfig, coarse_statistics: tuple[Tensor, Tensor], settings: DenoiserSettings) -> None:
+                 config: PlanesConfig, coarse_statistics: tuple[Tensor, Tensor], settings: DenoiserSettings,
+                 base: BaseDiffusion | None = None) -> None:
         self.coarse, self.fine, self.avatars, self.latents = coarse, fine, avatars, latents
         self.decoder, self.config, self.settings = decoder.requires_grad_(False), config, settings
         self.coarse_mean, self.coarse_std = coarse_statistics
+        self.base = base
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         settings = self.settings
         rng, generator = step_randomness(settings.seed, step)
         rows = torch.from_numpy(rng.integers(0, len(self.fine), settings.batch))
         z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, settings.text_share).to(model.mean)
-        small = (self.coarse[rows].float() - self.coarse_mean) / self.coarse_std
+        small = self.coarse[rows].float()
+        if self.base is not None:
+            small = estimates(self.base, small.to(model.mean), z, generator).cpu()
+        small = (small - self.coarse_mean) / self.coarse_std
         small = degrade(small, generator) * self.coarse_std + self.coarse_mean
         cond = model.condition(small.to(model.mean))
         clean = model.normalize(self.fine[rows].to(model.mean))
@@ -98,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = arguments_of(__doc__, "upsample")
     parser.add_argument("--fine", required=True, help="folder of fine planes from rodin_model.train.fit")
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
+    parser.add_argument("--base", help="the folder model/ of rodin_model.train.base, whose errors are to be repaired")
     parser.set_defaults(batch=4, image_weight=1.0)
     args = parser.parse_args(arguments)
     try:
@@ -108,8 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
         model.set_statistics(*statistics(fine))
         latents = Latents.load(args.latents)
+        base = BaseDiffusion.from_folder(args.base).to(args.device) if args.base else None
         losses = UpsampleLosses(coarse, fine, avatars, latents, load_decoder(args.decoder)[0], preset.planes,
-                                statistics(everyone[0]), settings)
+                                statistics(everyone[0]), settings, base)
         trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
         trainer.run(args.until, save_every=args.save_every)
     except (OSError, ValueError) as error:

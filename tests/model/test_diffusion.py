@@ -176,6 +176,15 @@ def test_training_loss_of_a_perfect_answer_is_zero(kind: str, out_channels: int)
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=0.2 if noise.learn_variance else 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_a_right_prediction_means_the_clean_planes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_base(NoiseConfig(steps=50, prediction=kind))
+    clean, eps, t = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 3, 4, 8, 8), torch.tensor([3, 30])
+    monkeypatch.setattr(model, "predict", lambda noisy, t, z, cond=None: model.target(clean, eps, t))
+    found = model.clean_estimate(model.add_noise(clean, eps, t), t, torch.zeros(2, 512))
+    torch.testing.assert_close(found, clean, atol=1e-4, rtol=1e-4)
+
+
 def test_learned_variance_gets_a_gradient_and_samples() -> None:
     model = make_base(NoiseConfig(steps=50, prediction="epsilon", learn_variance=True), 8)
     model.training_loss(torch.randn(2, 3, 4, 8, 8), torch.randn(2, 512), torch.Generator().manual_seed(0))[0].backward()

@@ -15,7 +15,7 @@ from rodin_model import checkpoints
 from rodin_model.config import NoiseConfig, PlanesConfig, UNetConfig
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, rate, statistics, step_randomness
-from rodin_model.train.upsample import paired, patch_rays, picture_loss
+from rodin_model.train.upsample import estimates, paired, patch_rays, picture_loss
 
 UNET = UNetConfig(resolution=8, in_channels=4, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
                   cross_plane=(8,), head_channels=8, embedding=16, groups=4, dropout=0.1)
@@ -96,6 +96,17 @@ def test_pairs_share_their_avatars() -> None:
     assert a.flatten().tolist() == [3.0, 1.0] and b.flatten().tolist() == [0.0, 1.0] and avatars == [8, 6]
     with pytest.raises(ValueError, match="no avatar in common"):
         paired((coarse, [1, 2, 3, 4]), (fine, [8, 6]))
+
+
+def test_half_of_the_conditions_are_the_base_models_estimates() -> None:
+    base = make_model().requires_grad_(False)
+    coarse, z = torch.randn(64, 3, 4, 8, 8), torch.randn(64, 512)
+    found = estimates(base, coarse, z, torch.Generator().manual_seed(1))
+    same = (found == coarse).flatten(1).all(1)
+    assert 16 < int(same.sum()) < 48
+    away = (found - coarse)[~same].square().mean()
+    assert 0 < float(away) < 4 * float(coarse.square().mean())
+    assert torch.equal(found, estimates(base, coarse, z, torch.Generator().manual_seed(1)))
 
 
 def test_patches_lie_in_the_picture_and_repeat() -> None:
