@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from rodin_model import checkpoints
 from rodin_model.avatars.attributes import CHOICES
+from rodin_model.prompts import MAX_CHARACTERS
 from rodin_model.towers import LATENT_SIZE, Towers, TowersConfig
 
-#: Longer texts are refused: the towers read about a hundred words, and nothing says which.
-MAX_TEXT = 2000
+#: Longer texts are refused: the towers read about a hundred words, and nothing says which. Two prompts long, because
+#: `RodinPipeline.edit` puts the words of an edit behind those it starts from.
+MAX_TEXT = 2 * MAX_CHARACTERS
 #: What CLIP's pictures are normalised with (Radford et al. 2021, published code).
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

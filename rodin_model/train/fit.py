@@ -27,6 +27,7 @@ from rodin_kernels import TinyDecoder
 
 from .. import checkpoints
 from ..cameras import Camera
+from ..config import PRESETS
 from ..decoder import TENSOR_FILE, load_decoder, save_decoder
 from ..fit import FitConfig, JointTrainer, coarse_start, conventions, enlarge, fine_start, fit_planes
 from ..fit_data import Cloud, Views
@@ -209,6 +210,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         sub = verbs.add_parser(verb, help=text)
         sub.add_argument("--data", required=True, help="folder of the data set (rodin_model.avatars.dataset)")
         sub.add_argument("--output", required=True, help="folder for the results")
+        sub.add_argument("--preset", choices=sorted(PRESETS), default="mini", help="sizes of planes and decoder")
         sub.add_argument("--first", type=int, default=0, help=f"first avatar, a multiple of {SHARD}")
         sub.add_argument("--count", type=int, default=96, help="number of avatars")
         sub.add_argument("--seed", type=int, default=0)
@@ -232,7 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = FitConfig()
+    preset = PRESETS[args.preset]
+    config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
     if args.steps:
         stage = dataclasses.replace(getattr(config, args.verb), steps=args.steps)
         config = dataclasses.replace(config, **{args.verb: stage})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rodin_model import checkpoints
 from rodin_model.cameras import Camera, box_near_far
-from rodin_model.config import PlanesConfig
+from rodin_model.config import PRESETS, PlanesConfig
 from rodin_model.decoder import load_decoder
 from rodin_model.fit import (
     FitConfig,
@@ -242,7 +242,7 @@ def test_the_joint_stage_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
         folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "FitConfig", lambda: TINY)
+    monkeypatch.setattr(command, "FitConfig", lambda **sizes: TINY)
     run("coarse", tmp_path / "straight", *folders, "--evaluate", "0")
     real, calls = checkpoints.save_tensors, []
 
@@ -266,7 +266,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
 
 def test_the_stages_follow_each_other_on_disk(
         folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "FitConfig", lambda: TINY)
+    monkeypatch.setattr(command, "FitConfig", lambda **sizes: TINY)
     for worker in ("0/2", "1/2"):
         run("coarse", tmp_path / "coarse", *folders, "--worker", worker)
     run("fine", tmp_path / "fine", *folders, "--coarse", str(tmp_path / "coarse"), "--steps", "10")
@@ -286,7 +286,7 @@ def test_the_stages_follow_each_other_on_disk(
 
 def test_the_joint_command_writes_a_decoder(folders: tuple[Path, Path], tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "FitConfig", lambda: TINY)
+    monkeypatch.setattr(command, "FitConfig", lambda **sizes: TINY)
     command.main(["joint", "--data", str(folders[0]), "--output", str(tmp_path), "--count", "32", "--steps", "4",
                   "--save-every", "2"])
     decoder, mean, facts = load_decoder(tmp_path)
@@ -301,3 +301,13 @@ def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
         command.main(["joint", "--data", str(tmp_path), "--output", str(tmp_path)])
     with pytest.raises(ValueError, match="multiple of 16"):
         command.main(["joint", "--data", str(tmp_path), "--output", str(tmp_path), "--first", "3"])
+
+
+def test_the_preset_sets_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[FitConfig] = []
+    monkeypatch.setattr(command, "run_planes", lambda args, config: seen.append(config))
+    for preset in ("mini", "rodin"):
+        command.main(["coarse", "--preset", preset, "--data", "d", "--output", "o", "--decoder", "e", "--steps", "7"])
+    assert [config.planes for config in seen] == [PRESETS[name].planes for name in ("mini", "rodin")]
+    assert [config.decoder_hidden for config in seen] == [(64, 64), (128, 128)]
+    assert {config.coarse.steps for config in seen} == {7}
