@@ -21,10 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rodin_model import checkpoints, sheets
-from rodin_model.avatars.attributes import Attributes, sample_attributes
+from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
 from rodin_model.avatars.captions import caption_with_labels
 from rodin_model.evaluation import scores
+from rodin_model.evaluation.edits import EDITS, count_edits
 from rodin_model.evaluation.fits import measure_fits
+from rodin_model.evaluation.frechet import frechet_distance
 from rodin_model.evaluation.neighbours import FILE, Neighbours, features, nearest_other, true_fronts
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.provenance import Mark
@@ -33,6 +35,8 @@ from rodin_model.triplane import Avatar
 
 #: Avatar i of seed s is drawn from the number s million + i; held-out avatars are those of seed 1.
 TRAINING_SEED, HELD_OUT_SEED, PER_SEED = 0, 1, 1_000_000
+#: Degrees that portraits are turned by, to either side.
+SIDES = (30, 60)
 PHRASINGS = Path(__file__).parent / "evaluation" / "phrasings.json"
 
 
@@ -43,6 +47,7 @@ class Options:
     count: int = 64
     noise: int = 16
     fits: int = 4
+    edited: int = 8
     phrasings: int | None = None
     size: int = 256
     num_inference_steps: int | None = None
@@ -57,6 +62,7 @@ class Section:
     text: str
     metrics: dict[str, Any]
     pictures: dict[str, Image] = field(default_factory=dict)
+    fronts: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class Sampler:
@@ -68,6 +74,19 @@ class Sampler:
         self.pipe, self.options = pipe, options
         pipe.set_progress_bar_config(disable=True)
 
+    def look(self, avatar: Avatar) -> Tensor:
+        """The front picture [3, S, S] of an avatar, in [0, 1]."""
+        return avatar.turntable(1, self.options.size)[0].permute(2, 0, 1).cpu().clamp(0, 1)
+
+    def edits(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Front pictures before [N, 3, S, S] and after each edit [N, E, 3, S, S] of avatars made from words."""
+        before, after = [], []
+        for row in tqdm(range(len(prompts)), desc="edits", disable=None):
+            avatar, = self._avatars(range(row, row + 1), prompts, ())
+            before.append(self.look(avatar))
+            after.append(torch.stack([self.look(self.pipe.edit(avatar, text)) for text in texts]))
+        return torch.stack(before), torch.stack(after)
+
     def fronts(self, what: str, *, prompts: Sequence[str] = (), portraits: Sequence[Tensor] | Tensor = (),
                count: int = 0) -> Tensor:
         """Front pictures [N, 3, S, S] of avatars made from words, from portraits [3, H, W], or from noise."""
@@ -76,9 +95,9 @@ class Sampler:
             for first in range(0, progress.total, self.batch):
                 rows = range(first, min(first + self.batch, progress.total))
                 for avatar in self._avatars(rows, prompts, portraits):
-                    pictures.append(avatar.turntable(1, self.options.size)[0].permute(2, 0, 1).cpu())
+                    pictures.append(self.look(avatar))
                 progress.update(len(rows))
-        return torch.stack(pictures).clamp(0, 1)
+        return torch.stack(pictures)
 
     def _avatars(self, rows: range, prompts: Sequence[str], portraits: Sequence[Tensor] | Tensor) -> list[Avatar]:
         seed = self.options.seed * 1_000_003
@@ -107,7 +126,7 @@ def evaluate_text(sampler: Sampler, reader: AttributeReader, avatars: Sequence[A
     title = f"Words to avatar ({len(texts)} captions of held-out avatars)"
     page = sheets.sheet(list(channels_last(fronts[:16])), 4, texts[:16], cell=256, title=title, lines=5)
     return Section(scores.table(title, shown, ceiling),
-                   {"result": scores.plain(shown), "reader": scores.plain(ceiling)}, {"text.png": page})
+                   {"result": scores.plain(shown), "reader": scores.plain(ceiling)}, {"text.png": page}, fronts)
 
 
 def evaluate_portraits(sampler: Sampler, reader: AttributeReader, avatars: Sequence[Attributes],
@@ -121,6 +140,52 @@ def evaluate_portraits(sampler: Sampler, reader: AttributeReader, avatars: Seque
     page = pairs(truth, fronts, ("portrait", "avatar"), title)
     return Section(scores.table(title, shown, ceiling),
                    {"result": scores.plain(shown), "reader": scores.plain(ceiling)}, {"portraits.png": page})
+
+
+def evaluate_sides(sampler: Sampler, reader: AttributeReader, avatars: Sequence[Attributes]) -> Section:
+    """Portraits from the side, left and right in turn, read from the front of what becomes of them."""
+    lines, metrics, shares = ["Portrait from the side to avatar"], {}, scores.frequencies()
+    for yaw in SIDES:
+        looks = torch.stack([true_fronts([a], sampler.options.size, yaw=yaw if i % 2 else -yaw)[0]
+                             for i, a in enumerate(avatars)])
+        shown = scores.count(reader.read(sampler.fronts(f"from {yaw} degrees", portraits=looks)),
+                             [scores.wanted_of(a) for a in avatars], shares)
+        metrics[str(yaw)] = scores.plain(shown)
+        main, whole = scores.pooled(shown), scores.pooled(shown, CHOICES)
+        lines.append(f"  {yaw} degrees, {len(avatars)} avatars: these {len(scores.MAIN)} {main.rate:.1%} "
+                     f"(chance {main.chance:.1%}), all {whole.rate:.1%} (chance {whole.chance:.1%})")
+    return Section("\n".join(lines), metrics)
+
+
+def evaluate_edits(sampler: Sampler, reader: AttributeReader, avatars: Sequence[Attributes]) -> Section:
+    """Avatars from captions, edited in words: is the target reached, and is all else what it was?"""
+    prompts = [caption_with_labels(a, np.random.default_rng([0xE7A1, i]))[0] for i, a in enumerate(avatars)]
+    before, after = sampler.edits(prompts, list(EDITS))
+    was, lines, metrics = reader.read(before), [f"Edits of {len(avatars)} avatars"], {}
+    reached, kept = scores.Count(), scores.Count()
+    for index, (text, asked) in enumerate(EDITS.items()):
+        target, others = count_edits(was, reader.read(after[:, index]), asked)
+        reached, kept = reached + target, kept + others
+        metrics[text] = edit_figures(target, others)
+        lines.append(f"  {text:16s} reached {target.shown} of {target.named}, others kept {others.rate:.1%}")
+    metrics["all"] = edit_figures(reached, kept)
+    lines.append(f"  {'all':16s} reached {reached.rate:.1%}, others kept {kept.rate:.1%}")
+    rows = channels_last(torch.cat([before[:, None], after], 1).flatten(0, 1))
+    page = sheets.sheet(list(rows), 1 + len(EDITS), ["before", *EDITS] * len(before), cell=192, title=lines[0], lines=1)
+    return Section("\n".join(lines), metrics, {"edits.png": page})
+
+
+def edit_figures(target: scores.Count, others: scores.Count) -> dict[str, Any]:
+    """As data for JSON, which knows no NaN: None where every avatar was like that before."""
+    return {"asked": target.named, "reached": target.rate if target.named else None, "others_kept": others.rate}
+
+
+def evaluate_distance(reader: AttributeReader, fronts: Tensor, truth: Tensor, others: Tensor) -> Section:
+    """Frechet distance of pictures made from captions to true ones, beside that of as many other true ones."""
+    made, true, rest = (features(reader, p) for p in (fronts, truth, others))
+    result, floor = frechet_distance(made, true), frechet_distance(rest, true)
+    line = f"Frechet distance to {len(truth)} true pictures: {result:.3f}; of {len(others)} other true ones {floor:.3f}"
+    return Section(line, {"result": result, "truth": floor})
 
 
 def evaluate_phrasings(sampler: Sampler, reader: AttributeReader) -> Section:
@@ -184,8 +249,14 @@ def evaluate(pipe: RodinPipeline, reader: AttributeReader, known: Neighbours, op
     truth = true_fronts(avatars, options.size)
     report["text"] = evaluate_text(sampler, reader, avatars, truth)
     report["portrait"] = evaluate_portraits(sampler, reader, avatars, truth)
+    report["sides"] = evaluate_sides(sampler, reader, avatars[:-(-options.count // 2)])
+    if options.edited:
+        report["edits"] = evaluate_edits(sampler, reader, avatars[:options.edited])
     report["phrasings"] = evaluate_phrasings(sampler, reader)
     report["noise"] = evaluate_noise(sampler, reader, truth, known)
+    if options.count > 1:
+        others = true_fronts(held_out(2 * options.count)[options.count:], options.size, "other true pictures")
+        report["distance"] = evaluate_distance(reader, report["text"].fronts, truth, others)
     return report
 
 
@@ -199,6 +270,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=Options.count, help="captions, and portraits")
     parser.add_argument("--noise", type=int, default=Options.noise, help="avatars from noise")
     parser.add_argument("--fits", type=int, default=Options.fits, help="held-out avatars to fit; 0: none")
+    parser.add_argument("--edited", type=int, default=Options.edited, help="avatars to edit")
     parser.add_argument("--fitted-data", type=Path, help="a held-out data set to fit, instead of drawing one")
     parser.add_argument("--fitted-planes", type=Path, help="planes that were fitted to --fitted-data, to measure")
     parser.add_argument("--training", type=int, help="look for neighbours among so many training avatars, drawn anew")
@@ -213,10 +285,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, save; 2 and one line of explanation if something that is needed is missing or wrong."""
     given = parse(arguments)
-    options = Options(given.count, given.noise, given.fits, None, 256, given.steps, given.guidance, given.seed)
+    options = Options(given.count, given.noise, given.fits, given.edited, None, 256, given.steps, given.guidance,
+                      given.seed)
     if given.quick:
         options = replace(options, count=min(8, given.count), noise=min(4, given.noise), fits=min(1, given.fits),
-                          phrasings=4)
+                          edited=min(2, given.edited), phrasings=4)
     try:
         if options.count < 1 or options.noise < 2:
             raise ValueError(f"--count must be at least 1 and --noise at least 2; got {given.count} and {given.noise}")

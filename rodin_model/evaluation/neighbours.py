@@ -19,7 +19,7 @@ from tqdm import tqdm
 from rodin_model import checkpoints
 from rodin_model.avatars.attributes import Attributes, sample_attributes
 from rodin_model.avatars.pictures import render_avatar
-from rodin_model.cameras import turntable
+from rodin_model.cameras import Camera
 from rodin_model.reader import SHIPPED, AttributeReader
 
 #: The file beside a reader's weights.
@@ -28,9 +28,9 @@ FILE = "neighbours.safetensors"
 SIZE = 256
 
 
-def true_fronts(avatars: Sequence[Attributes], size: int, what: str = "true pictures") -> Tensor:
-    """True front pictures [N, 3, size, size] of procedural avatars, in [0, 1] on white."""
-    camera, = turntable(1, size)
+def true_fronts(avatars: Sequence[Attributes], size: int, what: str = "true pictures", *, yaw: float = 0.0) -> Tensor:
+    """True pictures [N, 3, size, size] of procedural avatars, in [0, 1] on white, `yaw` degrees from the front."""
+    camera = Camera.orbit(yaw, 5.0, size)
     pictures = [render_avatar(a, camera).rgb.permute(2, 0, 1).cpu() for a in tqdm(avatars, desc=what, disable=None)]
     return torch.stack(pictures)
 

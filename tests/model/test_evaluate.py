@@ -16,6 +16,8 @@ from torch import Tensor
 from rodin_model import evaluate
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
 from rodin_model.evaluation import fits, scores
+from rodin_model.evaluation.edits import EDITS, count_edits
+from rodin_model.evaluation.frechet import frechet_distance
 from rodin_model.evaluation.neighbours import Neighbours, features, nearest_other
 from rodin_model.fit import StageConfig
 from rodin_model.pipeline import RodinPipeline
@@ -68,7 +70,7 @@ class Pipe:
 @pytest.fixture(autouse=True)
 def drawn_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """True pictures cost a second each; the stand-ins cost nothing."""
-    def fronts(avatars: Sequence[Attributes], size: int, what: str = "") -> Tensor:
+    def fronts(avatars: Sequence[Attributes], size: int, what: str = "", yaw: float = 0.0) -> Tensor:
         return torch.stack([picture_of(a) for a in avatars])
 
     monkeypatch.setattr(evaluate, "true_fronts", fronts)
@@ -150,6 +152,34 @@ def test_the_nearest_other_is_never_the_point_itself() -> None:
     torch.testing.assert_close(nearest_other(points), torch.tensor([1.0, 18.0 ** 0.5, 1.0]))
 
 
+def test_the_frechet_distance_of_normal_clouds_is_the_formula() -> None:
+    a, b = torch.randn(400, 6, dtype=torch.float64), 2 * torch.randn(300, 6, dtype=torch.float64) + 1
+    first, second = torch.cov(a.T), torch.cov(b.T)
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors @ values.sqrt().diag() @ vectors.T
+    mixed = torch.linalg.eigvalsh(root @ second @ root).sqrt().sum()
+    formula = (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * mixed
+    assert frechet_distance(a, b) == pytest.approx(float(formula), rel=1e-9)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a[:4], a[:4] + 1) == pytest.approx(6)
+    for wrong in (a[:1], a[0]):
+        with pytest.raises(ValueError, match="a must be features"):
+            frechet_distance(wrong, b)
+    with pytest.raises(ValueError, match="same number of features"):
+        frechet_distance(a, b[:, :3])
+
+
+def test_edits_are_counted_by_hand() -> None:
+    old = {"hair_color": "black", "facial_hair": "none", "hat": "none", "age": "young"}
+    before = [old, old, {**old, "hair_color": "blonde"}]
+    after = [{**old, "hair_color": "blonde"}, {**old, "age": "elderly", "facial_hair": "goatee"}, old]
+    target, kept = count_edits(before, after, {"hair_color": ("blonde",)})
+    assert (target.named, target.shown) == (2, 1)  # the third was blonde before
+    assert (kept.named, kept.shown) == (6, 5)      # beards go with the colour of hair
+    for asked in EDITS.values():
+        assert all(set(values) <= set(CHOICES[name]) for name, values in asked.items())
+
+
 def test_features_keep_distances() -> None:
     pictures = torch.rand(12, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     small, whole = features(PerfectReader(), pictures), pictures.flatten(1) / (3 * SIZE * SIZE) ** 0.5
@@ -173,11 +203,14 @@ def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path
     arguments = ["--model", str(tiny_model_dir), "--reader", str(tmp_path / "reader"), "--output-dir", str(out)]
     assert evaluate.main([*arguments, "--quick", "--count", "2", "--noise", "2", "--fits", "0", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert all(title in printed for title in ("Words to avatar", "Portrait to", "Hand-written", "Noise to avatar"))
+    assert all(title in printed for title in ("Words to avatar", "Portrait to", "Hand-written", "Noise to avatar",
+                                                  "from the side", "Edits of 2 avatars", "Frechet distance"))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["model"] == "tiny" and metrics["text"]["result"]["all"]["asked"] > 0
     sheets = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png"}
+    assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png", "edits.png"}
+    assert set(metrics["sides"]) == {"30", "60"} and metrics["sides"]["60"]["all"]["asked"] > 0
+    assert metrics["edits"]["all"]["asked"] > 0 and metrics["distance"]["truth"] > 0
     assert all(b"trainedAlgorithmicMedia" in data for data in sheets.values())
 
 
