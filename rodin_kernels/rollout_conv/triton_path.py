@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .. import configs
-from . import torch_path
 from .choice import METHODS, Shape, architecture, method_for
 from .launches import (
     Lines,
@@ -27,6 +26,7 @@ from .launches import (
     routes,
     tap_sums,
 )
+from .library import convolve, convolve_backward
 from .torch_path import Step
 from .weight_gradient import weight_part
 
@@ -137,10 +137,10 @@ def _library_forward(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step)
     """The own plane by torch's convolution: x [B, P, C, H, W] and [weights, O, 3C, k, k] to dense [B, P, H', W', O]."""
     own = weight[:, :, : x.shape[2]]
     if len(own) == 1:
-        y = torch_path.convolve(x.flatten(0, 1), own[0], bias, step)
+        y = convolve(x.flatten(0, 1), own[0], bias, step)
         return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
     shifts = [None] * len(own) if bias is None else bias.unbind()
-    parts = [torch_path.convolve(x[:, p], own[p], shifts[p], step).permute(0, 2, 3, 1) for p in range(len(own))]
+    parts = [convolve(x[:, p], own[p], shifts[p], step).permute(0, 2, 3, 1) for p in range(len(own))]
     return torch.stack(parts, 1)
 
 
@@ -148,9 +148,9 @@ def _library_planes_gradient(grad: Tensor, x: Tensor, weight: Tensor, step: Step
     """The gradient of the own plane by torch's convolution, dense [B, P, H, W, C]."""
     own, mask = weight[:, :, : x.shape[2]], (True, False)
     if len(own) == 1:
-        y, _ = torch_path.convolve_backward(grad.flatten(0, 1), x.flatten(0, 1), own[0], step, mask)
+        y, _ = convolve_backward(grad.flatten(0, 1), x.flatten(0, 1), own[0], step, mask)
         return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
-    parts = [torch_path.convolve_backward(grad[:, p], x[:, p], own[p], step, mask)[0] for p in range(len(own))]
+    parts = [convolve_backward(grad[:, p], x[:, p], own[p], step, mask)[0] for p in range(len(own))]
     return torch.stack([part.permute(0, 2, 3, 1) for part in parts], 1)
 
 
@@ -161,7 +161,7 @@ def _library_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, step: Step
         pairs = [(grad.flatten(0, 1), x.flatten(0, 1))]
     else:
         pairs = [(grad[:, p], x[:, p]) for p in range(len(own))]
-    parts = [torch_path.convolve_backward(*pair, w, step, mask)[1] for pair, w in zip(pairs, own, strict=True)]
+    parts = [convolve_backward(*pair, w, step, mask)[1] for pair, w in zip(pairs, own, strict=True)]
     return torch.stack(parts)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, plane_axes, rollout_conv, rollout_conv_reference
+from rodin_kernels.rollout_conv import library
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
 from rodin_kernels.testing import STORAGES, assert_within_budget, poisoned, random_planes, random_tensor, stored_as
 
@@ -199,6 +200,24 @@ def test_errors_stay_within_twice_those_of_plain_torch(dtype: torch.dtype, setti
     exact, plain = results(rollout_conv_reference, low.to(DOUBLE)), results(rollout_conv_reference, low)
     for index, (have, want, other) in enumerate(zip(results(rollout_conv, low), exact, plain, strict=True)):
         assert_within_budget(have, want, other, what=f"{dtype} result {index}")
+
+
+@pytest.mark.parametrize("channels, size", [(64, 16), (160, 8)])
+def test_many_channels_are_as_accurate_as_in_torch_s_better_memory_order(channels: int, size: int) -> None:
+    low = make(batch=1, channels=channels, outputs=channels, sizes=size).to(torch.float32)
+    exact, plain = results(rollout_conv_reference, low.to(DOUBLE)), results(rollout_conv_reference, low)
+    for index, (have, want, other) in enumerate(zip(results(rollout_conv, low), exact, plain, strict=True)):
+        assert_within_budget(have, want, other, what=f"result {index}")
+
+
+@pytest.mark.parametrize("stride, transposed", [(1, False), (2, False), (2, True)])
+def test_sums_in_parts_are_the_whole_sums(stride: int, transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(channels=20, outputs=36, sizes=5, stride=stride, transposed=transposed).to(torch.float32)
+    whole = results(rollout_conv, case)
+    monkeypatch.setattr(library, "CHAIN", 16 * 9)
+    assert len(library._parts(case.weight, 36, case.weight)) == 3
+    for parts, one in zip(results(rollout_conv, case), whole, strict=True):
+        torch.testing.assert_close(parts, one, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("function", [rollout_conv, rollout_conv_reference])
