@@ -16,7 +16,15 @@ from .layouts import (
     roll_out,
     unroll,
 )
-from .rollout_conv import RolloutConv, rollout_conv, rollout_conv_reference
+from .rollout_conv import (
+    RODINHD_SLOTS,
+    SIN3DM_SLOTS,
+    RolloutConv,
+    own_plane_method,
+    reorder_slots,
+    rollout_conv,
+    rollout_conv_reference,
+)
 from .triplane_sample import sample_triplane, sample_triplane_reference
 from .volume_render import (
     DecoderConfig,
@@ -41,6 +49,8 @@ __all__ = [
     "EG3D_FIXED",
     "RODIN",
     "RODINHD",
+    "RODINHD_SLOTS",
+    "SIN3DM_SLOTS",
     "DecoderConfig",
     "Layout",
     "OccupancyGrid",
@@ -53,9 +63,11 @@ __all__ = [
     "composite_reference",
     "cross_sources",
     "density_grid",
+    "own_plane_method",
     "plane_axes",
     "render_triplane",
     "render_triplane_reference",
+    "reorder_slots",
     "roll_out",
     "rollout_conv",
     "rollout_conv_reference",

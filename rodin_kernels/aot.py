@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .launch import launch_options
+
 #: The architectures that are looked at: NVIDIA Ampere, Hopper, Blackwell, AMD MI300.
 ARCHS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -113,7 +115,7 @@ def compile_case(case: Case, arch: str) -> Report:
     compiled = triton.compile(
         ASTSource(case.kernel, signature, constants, hints),
         target=target,
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True},
+        options=launch_options(case.num_warps, case.num_stages),
     )
     read = _read_nvidia if nvidia else _read_amd
     return read(compiled, case.num_warps, arch)

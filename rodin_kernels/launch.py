@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,16 @@ def needs_int64(*tensors: Tensor | None) -> bool:
 def device_guard(tensor: Tensor) -> AbstractContextManager[object]:
     """A context that makes the tensor's device the current one, on which Triton launches whatever the tensor says."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def launch_options(warps: int, stages: int | None = None) -> dict[str, Any]:
+    """How a kernel is compiled and launched, besides its own arguments: warps, stages (None: Triton's choice), fusion.
+
+    Products and sums are fused (one rounding, not two), which is what the kernels were inspected and tested with; said
+    explicitly, because Triton's own default is about to change.
+    """
+    chosen = {} if stages is None else {"num_stages": stages}
+    return {"num_warps": warps, **chosen, "enable_fp_fusion": True}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -38,7 +39,15 @@ class Job(NamedTuple):
     step: Step
 
 
-def jobs(device: torch.device, operators: Sequence[str] = ()) -> Iterator[Job]:
+def tiny_jobs() -> Iterator[Job]:
+    """One small shape an operator, for a rehearsal in Triton's interpreter."""
+    device, dtype = torch.device("cpu"), torch.float32
+    yield _convolution(1, 2, 3, 2, dtype, device, "triton")
+    yield _sampling(8, 4, 9, dtype, device, "triton")
+    yield _rendering(4, 2, 3, dtype, device, "triton", size=4)
+
+
+def jobs(device: torch.device) -> Iterator[Job]:
     """The shapes of Rodin, RodinHD, EG3D, TripoSR and OpenLRM, one after another; tensors are made when asked for."""
     shapes = ((8, 192, 64, 192), (1, 192, 64, 192), (8, 64, 256, 64), (8, 128, 256, 128), (1, 64, 512, 64),
               (8, 384, 64, 384))
@@ -66,22 +75,27 @@ def _stepped(call: Callable[..., Tensor], leaves: list[Tensor], *others: Tensor)
     return step
 
 
-def _convolution(batch: int, channels: int, size: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Job:
+def _convolution(batch: int, channels: int, size: int, outputs: int, dtype: torch.dtype, device: torch.device,
+                 backend: str = "auto") -> Job:
     planes = random_tensor(batch, 3, size, size, channels, seed=1, dtype=dtype, device=device).movedim(-1, -3)
     weight = random_tensor(outputs, 3 * channels, 3, 3, seed=2, dtype=dtype, device=device) / (27 * channels) ** 0.5
     return Job("rollout_conv", f"B{batch} C{channels} R{size} O{outputs} {dtype}",
-               _stepped(rollout_conv, [planes, weight]))
+               _stepped(lambda planes, weight: rollout_conv(planes, weight, backend=backend), [planes, weight]))
 
 
-def _sampling(channels: int, size: int, count: int, dtype: torch.dtype, device: torch.device) -> Job:
+def _sampling(channels: int, size: int, count: int, dtype: torch.dtype, device: torch.device,
+              backend: str = "auto") -> Job:
     planes = random_tensor(1, 3, size, size, channels, seed=3, dtype=dtype, device=device).movedim(-1, -3)
     points = random_tensor(1, count, 3, seed=4, device=device).clamp(-1, 1)
-    return Job("sample_triplane", f"{count} points C{channels} R{size} {dtype}",
-               _stepped(lambda planes, points: sample_triplane(planes, points, layout=RODINHD), [planes], points))
+
+    def call(planes: Tensor, points: Tensor) -> Tensor:
+        return sample_triplane(planes, points, layout=RODINHD, backend=backend)
+    return Job("sample_triplane", f"{count} points C{channels} R{size} {dtype}", _stepped(call, [planes], points))
 
 
-def _rendering(channels: int, side: int, samples: int, dtype: torch.dtype, device: torch.device) -> Job:
-    planes = random_tensor(1, 3, 256, 256, channels, seed=5, dtype=dtype, device=device).movedim(-1, -3)
+def _rendering(channels: int, side: int, samples: int, dtype: torch.dtype, device: torch.device,
+               backend: str = "auto", size: int = 256) -> Job:
+    planes = random_tensor(1, 3, size, size, channels, seed=5, dtype=dtype, device=device).movedim(-1, -3)
     decoder = TinyDecoder(channels, (64, 64)).to(device, dtype)
     place = (torch.arange(side, device=device) + 0.5) / side * 0.6 - 0.3
     y, x = torch.meshgrid(place, place, indexing="ij")
@@ -89,7 +103,8 @@ def _rendering(channels: int, side: int, samples: int, dtype: torch.dtype, devic
     origins = torch.tensor([0.0, 0.0, 4.0], device=device).expand_as(directions).contiguous()
 
     def call(planes: Tensor) -> Tensor:
-        found = render_triplane(planes, origins, directions, decoder, near=3.0, far=5.0, num_samples=samples)
+        found = render_triplane(planes, origins, directions, decoder, near=3.0, far=5.0, num_samples=samples,
+                                backend=backend)
         assert found.rgb is not None
         return found.rgb
     return Job("render_triplane", f"{side}^2 rays x {samples} C{channels} {dtype}", _stepped(call, [planes]))
@@ -201,33 +216,49 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--operator", action="append", default=[],
                    choices=("rollout_conv", "sample_triplane", "render_triplane"), help="only this; repeatable")
     p.add_argument("--seconds", type=float, default=1800.0, help="search no longer than this; default: 1800")
+    p.add_argument("--dry-run", action="store_true",
+                   help="rehearse at tiny sizes in Triton's interpreter (TRITON_INTERPRET=1), without a GPU; its times "
+                        "mean nothing and are written only if --output is given")
     p.add_argument("--output", metavar="FILE", type=Path, help="default: this device's file in the user's folder")
     return p
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if something was tuned and written, 1 if no kernel could be, 2 if there is no GPU to tune for."""
+    """0 if something was tuned (or rehearsed), 1 if no kernel could be, 2 if this machine cannot."""
     options = parser().parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("rodin_kernels.tune: PyTorch sees no GPU on this machine; launch parameters are tuned on the device that "
-              "they are for", file=sys.stderr)
+    if options.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
+        print("rodin_kernels.tune: --dry-run needs TRITON_INTERPRET=1, set before Python starts", file=sys.stderr)
         return 2
+    if not options.dry_run and not torch.cuda.is_available():
+        print("rodin_kernels.tune: PyTorch sees no GPU on this machine; launch parameters are tuned on the device that "
+              "they are for (--dry-run rehearses without)", file=sys.stderr)
+        return 2
+    if options.dry_run:
+        return _tune(tiny_jobs(), seconds_on_cpu, options, options.output, "cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     path = options.output or configs.user_folder() / f"{configs.device_key(device)}.json"
+    return _tune(jobs(device), seconds_on_gpu, options, path, torch.cuda.get_device_name(device))
+
+
+def _tune(todo: Iterator[Job], clock: Callable[[Step], float], options: argparse.Namespace, path: Path | None,
+          name: str) -> int:
+    """Search job by job and write after each, so that what is known is kept whatever ends the search."""
     end, found = time.monotonic() + options.seconds, 0
-    for job in jobs(device):
+    for job in todo:
         if options.operator and job.operator not in options.operator:
             continue
         if time.monotonic() > end:
             print("out of time")
             break
-        entries = search(job, seconds_on_gpu, end)
+        entries = search(job, clock, end)
         found += len(entries)
-        if entries:
-            write(path, torch.cuda.get_device_name(device), entries)
+        if entries and path is not None:
+            write(path, name, entries)
         del job
-        torch.cuda.empty_cache()
-    print(f"{found} kernels tuned" + (f", written to {path}" if found else ": none of them asks for parameters"))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    where = f", written to {path}" if path is not None else ""
+    print(f"{found} kernels tuned" + (where if found else ": none of them asks for parameters"))
     return 0 if found else 1
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import configs
-from ..launch import needs_int64
+from ..launch import launch_options, needs_int64
 from ..layouts import cross_sources
 from .choice import Shape, architecture, rule
 from .torch_path import Step
@@ -148,7 +148,7 @@ def _pool(x: Tensor, classes: int, bounds: tuple[int, int, int, int]) -> _Partia
     pool[grid](
         x, partial.buffer, rows_at, planes, height, width, channels, *bounds, *tiles, *strides(x),
         CLASSES=classes, TILE_H=tile_h, SPAN_W=span, TILE_W=tile_w, TILE_C=tile_c, WIDE=needs_int64(x[0, 0]),
-        num_warps=found["warps"], num_stages=found["stages"],
+        **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
     return partial
 
@@ -169,7 +169,7 @@ def _finish(
         *out.scales, step.padding, route, *strides(x),
         TAPS=taps, STRIDE=step.stride, TRANSPOSED=step.transposed, TOTALS=totals is not None,
         TILE_L=tile_l, TILE_C=tile_c, WIDE=needs_int64(x[0, 0]),
-        num_warps=found["warps"], num_stages=found["stages"],
+        **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def _line_conv(
         w_plane, w_out, w_in, w_row, w_column, *slots,
         KERNEL=kernel, STRIDE=step.stride, TRANSPOSED=step.transposed, BACKWARD=backward,
         TILE_L=tile_l, TILE_O=tile_o, TILE_C=tile_c, PRECISION=precision(x),
-        num_warps=found["warps"], num_stages=found["stages"],
+        **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def own_plane(
         w_column, outputs if bias is not None and bias.ndim == 2 else 0,
         KERNEL=kernel, STRIDE=step.stride, TRANSPOSED=step.transposed, LINES=-1 if backward else kernel,
         BIAS=bias is not None, TILE_H=tile_h, TILE_W=tile_w, TILE_O=tile_o, TILE_C=tile_c, PRECISION=precision(x),
-        WIDE=needs_int64(x[0, 0], out[0, 0], weight[0]), num_warps=found["warps"], num_stages=found["stages"],
+        WIDE=needs_int64(x[0, 0], out[0, 0], weight[0]), **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
     return out
 
@@ -259,7 +259,7 @@ def add_lines(y: Tensor, lines: Lines, size_in: tuple[int, int], kernel: int, st
         y, lines.buffer[lines.columns:], lines.buffer[lines.rows:], *size_in, height, width, channels, step.padding,
         LINES=-1 if backward else kernel, STRIDE=step.stride, TRANSPOSED=step.transposed,
         TILE_H=tile_h, TILE_W=tile_w, TILE_C=tile_c, WIDE=needs_int64(y[0, 0]),
-        num_warps=found["warps"], num_stages=found["stages"],
+        **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
 
 

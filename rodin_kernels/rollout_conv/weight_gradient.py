@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..launch import needs_int64
+from ..launch import launch_options, needs_int64
 from .launches import Lines, launch_rule, precision, strides
 from .torch_path import Step
 
@@ -64,7 +64,7 @@ def weight_part(
         partial, result, at[1], at[2], splits[0], splits[1], channels, outputs,
         1 / vectors.scales[0], 1 / vectors.scales[1],
         WEIGHTS=count, TAPS=kernel * kernel, TAPS_PADDED=1 << (kernel * kernel - 1).bit_length(), TILE_C=tile,
-        num_warps=found["warps"], num_stages=found["stages"],
+        **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
     return result
 
@@ -110,5 +110,5 @@ def _launch(slot: _Slot, partial: Tensor, x: Tensor, weight: Tensor, splits: int
         step.padding, splits, *slot.grad_strides, *slot.x_strides,
         WEIGHTS=count, KERNEL=kernel, STRIDE=step.stride, TRANSPOSED=step.transposed, LINE=line,
         TILE_O=tile_o, TILE_C=tile_c, TILE_P=tile_p, PRECISION=precision(x), WIDE=slot.wide,
-        num_warps=found["warps"], num_stages=found["stages"],
+        **launch_options(found["warps"], found["stages"]),
     )  # fmt: skip

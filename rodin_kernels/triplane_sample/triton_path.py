@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import configs
-from ..launch import device_guard, needs_int64
+from ..launch import device_guard, launch_options, needs_int64
 from .torch_path import Scheme, channels_last, compute_dtype
 
 #: Points whose corners are sorted at once where results must repeat; bounds that memory to about 300 MB.
@@ -186,7 +186,7 @@ def _ceil(count: int, block: int) -> int:
 def _launch(kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
     tensor = next(argument for argument in arguments if isinstance(argument, Tensor))
     with device_guard(tensor):
-        kernel[grid](*arguments, **constants, num_warps=tile.warps)
+        kernel[grid](*arguments, **constants, **launch_options(tile.warps))
 
 
 def _constants(scheme: Scheme, channels: int, tangent: Tensor | None, *dtypes: torch.dtype) -> dict[str, Any]:

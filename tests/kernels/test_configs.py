@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from rodin_kernels import configs, tune
 from rodin_kernels.rollout_conv import launches, triton_path
 
+ROOT = Path(__file__).resolve().parents[2]
 DEFAULT = {"points": 32, "num_warps": 4, "method": "gemm"}
 SPACE = {"method": ("gemm", "library")}
 
@@ -215,3 +219,20 @@ def test_without_a_gpu_tuning_is_one_clear_line(capsys: pytest.CaptureFixture[st
     assert tune.main([]) == 2
     error = capsys.readouterr().err
     assert "no GPU" in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
+def test_a_rehearsal_asks_and_writes_what_can_be_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("triton")
+    assert tune.main(["--dry-run"]) == 2 and "TRITON_INTERPRET=1" in capsys.readouterr().err
+    path = folder / "cpu.json"
+    command = [sys.executable, "-m", "rodin_kernels.tune", "--dry-run", "--operator", "sample_triplane", "--seconds",
+               "3", "--output", str(path)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = configs.load(path)
+    assert {entry["operator"] for entry in found} == {"sample_triplane"} and "kernels tuned" in done.stdout
+    configs.forget()
+    shape, config = found[0]["shape"], found[0]["config"]
+    assert configs.choose("sample_triplane", found[0]["kernel"], shape, config, "cpu") == config

@@ -59,3 +59,8 @@ def test_the_guard_does_nothing_for_cpu_tensors() -> None:
 def test_the_guard_makes_the_tensor_s_device_current() -> None:
     with launch.device_guard(torch.zeros(1, device="cuda:1")):
         assert torch.cuda.current_device() == 1
+
+
+def test_launches_say_how_products_and_sums_are_fused() -> None:
+    assert launch.launch_options(8) == {"num_warps": 8, "enable_fp_fusion": True}
+    assert launch.launch_options(4, 3)["num_stages"] == 3
