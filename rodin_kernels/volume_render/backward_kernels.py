@@ -34,6 +34,7 @@ from .kernels import (
     sigmoid,
     step_range,
     tile_rays,
+    world_length,
 )
 
 
@@ -209,7 +210,8 @@ def backward_kernel(
     C: tl.constexpr, CP: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr, OUTP: tl.constexpr,
     DEPTH: tl.constexpr, UNIT: tl.constexpr, AXES: tl.constexpr, ALIGN: tl.constexpr, BORDER: tl.constexpr,
     SCALE: tl.constexpr, ACTIVATION: tl.constexpr, DENSITY: tl.constexpr, COLOR: tl.constexpr, CELLS: tl.constexpr,
-    JITTER: tl.constexpr, EXPLICIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, TILE_W: tl.constexpr,
+    JITTER: tl.constexpr, EXPLICIT: tl.constexpr, WORLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    TILE_W: tl.constexpr,
     GRAD_PLANES: tl.constexpr, GRAD_DECODER: tl.constexpr, GRAD_RAYS: tl.constexpr,
     KEEP: tl.constexpr, FRESH: tl.constexpr,
 ):
@@ -271,14 +273,14 @@ def backward_kernel(
                     feature = features(own, x, y, z, inside, height, width, plane_p, plane_h, plane_w, C, CP, UNIT,
                                        AXES, ALIGN, BORDER, SCALE).to(w_in.dtype)
                     before = layer(feature, again(w_in, sources, FRESH), shifts, PRECISION)
-                    hidden = activate(before, ACTIVATION).to(w_in.dtype)
+                    hidden = activate(before, w_in.dtype, ACTIVATION)
                     deep = hidden
                     if DEPTH > 1:
                         before = layer(hidden, again(w_mid, sources + CP * HIDDEN, FRESH), shifts + HIDDEN, PRECISION)
-                        deep = activate(before, ACTIVATION).to(w_in.dtype)
+                        deep = activate(before, w_in.dtype, ACTIVATION)
                     raw = layer(deep, again(w_out, sources + AT_OUT, FRESH), shifts + DEPTH * HIDDEN, PRECISION)
                     logit, sigma = density(raw, shift, DENSITY)
-                    speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
+                    speed = world_length(dx, dy, dz, WORLD)
                     tau = tl.where(inside, sigma * (length * speed), 0.0)
                     weight = light * absorbed(tau)
                     given = cotangents(grad_color, grad_opacity, place, exists, OUT, OUTP)
@@ -327,10 +329,10 @@ def backward_kernel(
                             width, plane_p, plane_h, plane_w, C, CP, UNIT, AXES, ALIGN, BORDER, GRAD_PLANES, GRAD_RAYS,
                         )
                     if GRAD_RAYS:
-                        speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
+                        speed = world_length(dx, dy, dz, WORLD)
                         given_depth = tl.load(grad_depth + place, mask=exists, other=0.0)
                         g_slope = tl.where(inside, g_tau * sigma * inverse, 0.0)
-                        g_speed = g_slope * length / tl.where(speed > 0, speed, 1.0)
+                        g_speed = g_slope * length / tl.where(speed > 0, speed, 1.0) if WORLD else 0.0
                         g_here = tl.where(inside, gx * dx + gy * dy + gz * dz + weight * given_depth * inverse, 0.0)
                         add_triple(grad_origins, place, inside, gx, gy, gz)
                         add_triple(grad_directions, place, inside, here * gx + g_speed * dx, here * gy + g_speed * dy,

@@ -9,10 +9,15 @@ from torch import Tensor
 
 from ..launch import needs_int64
 from .decoder import DecoderConfig
+from .tiles import Widths
 
 #: Widths of features and of hidden layers, and of the last layer, up to which they stay on the chip.
 LARGEST_WIDTH = 128
 LARGEST_OUTPUT = 64
+#: Width of features up to which the backward pass does, for planes of 2 bytes an element.
+LARGEST_GRADIENT_WIDTH = 64
+#: Widths of features and of hidden layers up to which float32 does: wider weights fill the shared memory of many GPUs.
+LARGEST_FLOAT32_WIDTH = 64
 #: Hidden layers of the fused decoder.
 HIDDEN_LAYERS = (1, 2)
 #: Planes of these types; their type is that of the decoder's operands as well.
@@ -26,12 +31,13 @@ def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfi
            with_weights: bool) -> bool:
     """Whether the fused kernels render this.
 
-    They take float16, bfloat16 and float32 planes, summed or averaged; one head of one or two hidden layers up to 128
-    wide with any activation, density and colour, up to 63 numbers of colour, with or without biases; equal bins,
-    jittered or not, and explicit positions; left quadrature; any padding, layout, occupancy and stop. They leave to
-    the composed path: float64 planes, "concat" and "product", two heads, frequency encodings, view directions, no or
-    more than two hidden layers, midpoint quadrature, weights (and so the first pass of importance sampling), normals,
-    and sizes beyond 32-bit offsets inside one plane.
+    They take float16, bfloat16 and float32 planes, summed or averaged; one head of one or two hidden layers, features
+    and layers up to 128 wide (float32: 64), any activation, density and colour, up to 63 numbers of colour, with or
+    without biases; equal bins, jittered or not, and explicit positions; left quadrature; lengths in the world or in
+    units of t; any padding, layout, occupancy and stop. They leave to the composed path: float64 planes, "concat" and
+    "product", two heads, frequency encodings, view directions, no or more than two hidden layers, midpoint
+    quadratures, weights (and so the first pass of importance sampling), normals, and sizes beyond 32-bit offsets
+    inside one plane.
 
     Args:
         planes: [B, 3, C, H, W]. cells: bool [B or 1, G, G, G] or None. rays: R, of each scene.
@@ -43,7 +49,8 @@ def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfi
         return False
     if config.density_features or config.feature_frequencies or config.view_directions != "none":
         return False
-    if len(config.hidden) not in HIDDEN_LAYERS or max(config.in_features, *config.hidden) > LARGEST_WIDTH:
+    widest = LARGEST_FLOAT32_WIDTH if planes.dtype == torch.float32 else LARGEST_WIDTH
+    if len(config.hidden) not in HIDDEN_LAYERS or max(config.in_features, *config.hidden) > widest:
         return False
     if config.out_features >= LARGEST_OUTPUT or planes.numel() == 0 or not 0 < rays < 2**30:
         return False
@@ -53,8 +60,14 @@ def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfi
 
 def covers_gradient(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str,
                     quadrature: str, with_weights: bool) -> bool:
-    """Whether the fused backward pass does: as `covers`, unless gradients must be repeatable bit by bit."""
+    """Whether the fused backward pass renders this again for its gradients, without spilling a register.
+
+    As `covers`, for up to 64 features; in float32 for up to 32 features, hidden layers up to 64 wide and up to 15
+    numbers of colour; and not where gradients must be repeatable bit by bit.
+    """
     if torch.are_deterministic_algorithms_enabled():
         # several programs add to one texel, in whatever order they come
         return False
-    return covers(planes, cells, rays, config, reduce, quadrature, with_weights)
+    if not covers(planes, cells, rays, config, reduce, quadrature, with_weights):
+        return False
+    return Widths.of(config).narrow if planes.dtype == torch.float32 else config.in_features <= LARGEST_GRADIENT_WIDTH

@@ -161,6 +161,14 @@ class TinyDecoder(nn.Module):
         """
         return decode(self.choices, self.flat_parameters(), features, directions)
 
+    def raw(self, features: Tensor, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the density [...] as it is before `density_bias` and the density's activation."""
+        return decode(self.choices, self.flat_parameters(), features, directions, raw=True)
+
+    def density(self, raw: Tensor) -> Tensor:
+        """The density [...] of what `raw` returned, or of means of it; -inf becomes 0. Differentiable, also twice."""
+        return density_of(self.choices, raw)
+
     def extra_repr(self) -> str:
         """The choices that differ from the defaults."""
         default = DecoderConfig(self.choices.in_features)
@@ -175,8 +183,8 @@ def config_from_text(text: str) -> DecoderConfig:
 
 
 def decode(config: DecoderConfig, parameters: Sequence[Tensor], features: Tensor,
-           directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`TinyDecoder.forward` as a function of its parameters (in the order of `flat_parameters`)."""
+           directions: Tensor | None = None, raw: bool = False) -> tuple[Tensor, Tensor]:
+    """`TinyDecoder.forward`, or `raw`, as a function of its parameters (in the order of `flat_parameters`)."""
     features, parameters, directions = _checked(config, parameters, features, directions)
     seen = [encode(F.normalize(directions, dim=-1), config.direction_frequencies)] if directions is not None else []
     step = 2 if config.bias else 1
@@ -184,12 +192,12 @@ def decode(config: DecoderConfig, parameters: Sequence[Tensor], features: Tensor
     if not config.density_features:
         inputs = torch.cat([encode(features, config.feature_frequencies), *seen], -1)
         out = mlp(inputs, parameters, config.activation, config.bias)
-        return density_of(config, out[..., 0]), color_of(config, out[..., 1:])
+        return _density(config, out, raw), color_of(config, out[..., 1:])
     geometry, rest = features.split([config.density_features, config.in_features - config.density_features], -1)
     out = mlp(encode(geometry, config.feature_frequencies), parameters[:split], config.density_activation, config.bias)
     inputs = torch.cat([encode(rest, config.feature_frequencies), out[..., 1:], *seen], -1)
     color = mlp(inputs, parameters[split:], config.activation, config.bias)
-    return density_of(config, out[..., 0]), color_of(config, color)
+    return _density(config, out, raw), color_of(config, color)
 
 
 def encode(x: Tensor, frequencies: int) -> Tensor:
@@ -206,6 +214,10 @@ def density_of(config: DecoderConfig, raw: Tensor) -> Tensor:
     if config.density == "exp":
         return raw.exp()
     return _TruncExp.apply(raw) if config.density == "trunc_exp" else F.softplus(raw)
+
+
+def _density(config: DecoderConfig, out: Tensor, raw: bool) -> Tensor:
+    return out[..., 0] if raw else density_of(config, out[..., 0])
 
 
 def color_of(config: DecoderConfig, raw: Tensor) -> Tensor:

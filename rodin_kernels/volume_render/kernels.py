@@ -142,6 +142,15 @@ def point_at(here, ox, oy, oz, dx, dy, dz):
 
 
 @triton.jit
+def world_length(dx, dy, dz, WORLD: tl.constexpr):
+    """Length of the box that a unit of t is; 1 unless WORLD."""
+    if WORLD:
+        return tl.sqrt(dx * dx + dy * dy + dz * dz)
+    else:
+        return tl.full(dx.shape, 1.0, tl.float32)
+
+
+@triton.jit
 def occupied(bits, resolution, x, y, z):
     """Whether points inside the box lie in cells whose bit is set."""
     scale = resolution * 0.5
@@ -234,16 +243,18 @@ def sigmoid(x):
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
-    """Hidden activation: 0 ReLU, 1 SiLU, 2 softplus, 3 leaky ReLU."""
+def activate(x, dtype: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Hidden activation, rounded to dtype: 0 ReLU, 1 SiLU, 2 softplus, 3 leaky ReLU."""
     if ACTIVATION == 0:
-        return tl.where(x < 0, 0.0, x)
+        y = tl.where(x < 0, 0.0, x)
     elif ACTIVATION == 1:
-        return x * sigmoid(x)
+        y = x * sigmoid(x)
     elif ACTIVATION == 2:
-        return softplus(x)
+        # an error of 6e-8 is less than what rounding to 16 bits takes from any number over 1e-4
+        y = softplus(x) if dtype == tl.float32 else tl.where(x < 0, 0.0, x) + tl.log(1 + tl.exp(-tl.abs(x)))
     else:
-        return tl.where(x > 0, x, 0.01 * x)
+        y = tl.where(x > 0, x, 0.01 * x)
+    return y.to(dtype)
 
 
 @triton.jit
@@ -288,7 +299,8 @@ def forward_kernel(
     C: tl.constexpr, CP: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr, OUTP: tl.constexpr,
     DEPTH: tl.constexpr, UNIT: tl.constexpr, AXES: tl.constexpr, ALIGN: tl.constexpr, BORDER: tl.constexpr,
     SCALE: tl.constexpr, ACTIVATION: tl.constexpr, DENSITY: tl.constexpr, COLOR: tl.constexpr, CELLS: tl.constexpr,
-    JITTER: tl.constexpr, EXPLICIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, TILE_W: tl.constexpr,
+    JITTER: tl.constexpr, EXPLICIT: tl.constexpr, WORLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    TILE_W: tl.constexpr,
 ):
     """Colour [B, R, OUT], depth and opacity [B, R] of a tile of rays.
 
@@ -301,7 +313,7 @@ def forward_kernel(
     ray, exists = tile_rays(program % tiles, columns, rows, TILE_W, BLOCK)
     place = scene * (columns * rows) + ray
     ox, oy, oz, dx, dy, dz, near, far = load_rays(origins, directions, nears, fars, place, exists)
-    speed = tl.sqrt(dx * dx + dy * dy + dz * dz)
+    speed = world_length(dx, dy, dz, WORLD)
     key = ray_key(seeds, scene, ray, first_ray, JITTER)
     step = tl.zeros([], tl.int32)
     last = step + steps
@@ -331,9 +343,9 @@ def forward_kernel(
         if state == 2:
             hidden = features(planes, x, y, z, inside, height, width, plane_p, plane_h, plane_w, C, CP, UNIT, AXES,
                               ALIGN, BORDER, SCALE)
-            hidden = activate(layer(hidden, w_in, biases, PRECISION), ACTIVATION)
+            hidden = activate(layer(hidden, w_in, biases, PRECISION), w_in.dtype, ACTIVATION)
             if DEPTH > 1:
-                hidden = activate(layer(hidden, w_mid, biases + HIDDEN, PRECISION), ACTIVATION)
+                hidden = activate(layer(hidden, w_mid, biases + HIDDEN, PRECISION), w_in.dtype, ACTIVATION)
             raw = layer(hidden, w_out, biases + DEPTH * HIDDEN, PRECISION)
             _, sigma = density(raw, shift, DENSITY)
             tau = tl.where(inside, sigma * (length * speed), 0.0)

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-    check_same_device,
-    check_shape,
-    check_tensor,
-)
+from ..checks import check_flag, check_integer, check_number
 from ..launch import resolve_backend
 from ..layouts import RODIN, check_layout
 from ..triplane_sample.op import sample_triplane
 from . import torch_path
+from .arguments import check_arguments, is_tiny
 from .composite import add_background, sample_pdf
 from .coverage import covers, covers_gradient
-from .decoder import TinyDecoder, config_from_text, decode
+from .decoder import DecoderConfig, config_from_text, decode, density_of
+from .folding import OCCUPIED, decode_folded, fold, folds
 from .occupancy import OccupancyGrid
 from .rays import Rendered, finite_rays, first_positions, jitter_offsets, jitter_seeds
 from .reference import render_triplane_reference
 from .torch_path import March, Rays, recording_gradients
-
-OUTPUTS = ("rgb", "depth", "opacity", "normals", "weights")
-REDUCTIONS = ("sum", "mean", "concat", "product")
-PADDINGS = ("zeros", "border", "reflection")
-QUADRATURES = ("left", "midpoint")
 
 #: Samples of all rays up to which training keeps what it computed; beyond, the backward computes it again in chunks.
 KEEP_SAMPLES = 1 << 20
@@ -47,8 +36,9 @@ def render_triplane(
     near: float | Tensor, far: float | Tensor, num_samples: int, num_importance: int = 0, t: Tensor | None = None,
     jitter: torch.Generator | Sequence[torch.Generator] | int | None = None, background: Tensor | float | None = None,
     occupancy: OccupancyGrid | Tensor | None = None, stop_below: float = 0.0, quadrature: str = "left",
-    layout: Sequence[str] = RODIN, reduce: str = "sum", align_corners: bool = False, padding_mode: str = "zeros",
-    outputs: Sequence[str] = ("rgb", "depth", "opacity"), image_width: int | None = None, backend: str = "auto",
+    deltas: str = "world", layout: Sequence[str] = RODIN, reduce: str = "sum", align_corners: bool = False,
+    padding_mode: str = "zeros", outputs: Sequence[str] = ("rgb", "depth", "opacity"), image_width: int | None = None,
+    backend: str = "auto",
 ) -> Rendered:
     """Volume-render the field that three planes and a decoder make, along rays.
 
@@ -57,9 +47,10 @@ def render_triplane(
 
     Samples lie in S equal bins between near and far, each standing for its bin (delta = width of the bin). Explicit
     `t` and importance samples stand for what follows them: delta_i = t_{i+1} - t_i, the last reaching to far. With
-    quadrature="midpoint" (EG3D) each pair of neighbours is one interval, with the means of their densities, colours
-    and t. Points outside the box [-1, 1]^3 or in empty cells of `occupancy` are empty (density and colour 0); so are
-    rays with numbers that are not finite.
+    quadrature="midpoint" each pair of neighbours is one interval, with the means of their densities, colours and t;
+    with "raw_midpoint" (EG3D, OpenLRM) its density is that of the mean of what comes before the density's activation,
+    which where nothing is counts as -infinity. Points outside the box [-1, 1]^3 or in empty cells of `occupancy` are
+    empty (density and colour 0); so are rays with numbers that are not finite.
 
     Args:
         planes: [B, 3, C, H, W], any strides; B scenes, rendered by the same decoder.
@@ -68,7 +59,7 @@ def render_triplane(
             rgb [..., F]); others than TinyDecoder run eagerly and keep every kept sample's graph when training.
         near, far: a number or [B, R] (anything that expands to it), in units of t. If far <= near a ray has no length.
         num_samples: S, at least 0. num_importance: N >= 0 further samples, drawn from the weights of a first pass that
-            has no gradient; needs at least one first sample (two for midpoint).
+            has no gradient; needs at least one first sample (two for midpoints).
         t: [B, R, S], ascending; `num_samples` must then be S.
         jitter: a generator (one for each scene, or one for all) or an integer seed: samples lie anywhere in their bin
             and importance samples in their quantile. Each ray's numbers depend on its seed, scene and index alone.
@@ -77,6 +68,8 @@ def render_triplane(
             they hold; samples within 4e-6 of a cell's face may count to either side.
         stop_below: a ray ends before the first sample whose transmittance T_i is under this, 0 to 1; forward and
             backward alike. 0 never ends one.
+        quadrature: "left", "midpoint" or, for a `TinyDecoder`, "raw_midpoint".
+        deltas: "world", or "t" (TripoSR): tau_i = sigma(p_i) delta_i, the length of the directions left out.
         layout, reduce, align_corners, padding_mode: as for `sample_triplane`.
         outputs: any of "rgb", "depth", "opacity", "normals" (sum w n), "weights" (with their t).
         image_width: columns of the picture whose pixels the rays are, row by row; changes no result, but lets kernels
@@ -88,19 +81,20 @@ def render_triplane(
         [B, R, S']; float32 (float64 for float64 planes).
 
     Differentiable in planes, decoder, origins, directions, near, far, t and background. float16 and bfloat16 are
-    computed in float32, float64 in float64. The torch path packs what is occupied and works through rays in chunks;
-    above 2^20 samples, and under torch.compile, its backward computes again instead of keeping (once differentiable).
-    The triton path is fused where `coverage.covers` says so: the decoder's matrix products then take operands of the
-    planes' type (float32 exactly), and the backward, once differentiable, needs memory for rays only. Everything else
-    goes through the torch path there as well.
+    computed in float32, float64 in float64. The torch path packs what is occupied, works through rays in chunks, and
+    does the decoder's first layer on the planes where that is less work (`folding.folds`); above 2^20 samples, and
+    under torch.compile, its backward computes again instead of keeping (once differentiable). The triton path is fused
+    where `coverage.covers` says so: the decoder's matrix products then take operands of the planes' type (float32
+    exactly), and the backward, once differentiable, needs memory for rays only. Everything else goes through the torch
+    path there as well.
 
     Raises:
         TypeError, ValueError: an argument is not of the kind, shape or range above; the message names it.
         RuntimeError: the backend cannot run here.
     """
     cells = occupancy.cells if isinstance(occupancy, OccupancyGrid) else occupancy
-    outputs = _check(planes, origins, directions, decoder, near, far, num_samples, num_importance, t, cells, quadrature,
-                     reduce, padding_mode, outputs)
+    outputs = check_arguments(planes, origins, directions, decoder, near, far, num_samples, num_importance, t, cells,
+                              quadrature, deltas, reduce, padding_mode, outputs)
     check_number("stop_below", stop_below, least=0, most=1)
     check_flag("align_corners", align_corners)
     if image_width is not None and origins.shape[1] % check_integer("image_width", image_width, least=1):
@@ -111,13 +105,14 @@ def render_triplane(
         return render_triplane_reference(
             planes, origins, directions, decoder, near=near, far=far, num_samples=num_samples,
             num_importance=num_importance, t=t, jitter=jitter, background=background, occupancy=cells,
-            stop_below=stop_below, quadrature=quadrature, layout=layout, reduce=reduce, align_corners=align_corners,
-            padding_mode=padding_mode, outputs=outputs)
+            stop_below=stop_below, quadrature=quadrature, deltas=deltas, layout=layout, reduce=reduce,
+            align_corners=align_corners, padding_mode=padding_mode, outputs=outputs)
     dtype = torch.float64 if planes.dtype == torch.float64 else torch.float32
     batch, count = origins.shape[:2]
     near, far = (torch.as_tensor(x, device=planes.device).to(dtype).expand(batch, count) for x in (near, far))
     rays = finite_rays(origins.to(dtype), directions.to(dtype), near, far)
-    how = March(num_samples, quadrature, float(stop_below), "normals" in outputs, "weights" in outputs)
+    how = March(num_samples, quadrature, float(stop_below), "normals" in outputs, "weights" in outputs,
+                deltas)
     seeds = jitter_seeds(jitter, batch, planes.device)
     scene = _Scene(planes, decoder, cells, seeds, (",".join(layout), reduce, align_corners, padding_mode), backend,
                    image_width or 0)
@@ -135,17 +130,18 @@ class _Scene:
         self.backend, self.image_width = backend, image_width
         self.parameters: list[Tensor] = []
         self.config: str | None = None
-        if isinstance(decoder, TinyDecoder) and type(decoder).forward is TinyDecoder.forward:
+        if is_tiny(decoder):
             self.parameters, self.config = decoder.flat_parameters(), decoder.text
 
     def render(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March, first_ray: int = 0) -> torch_path.Summed:
         """Rays [B, R, ...] through the registered operator, or by autograd where that is faster or the only way."""
         if self.config is None or how.normals or (not self._fused(rays, how) and self._keeps(rays, t, how)):
-            decode_ = self.decoder if self.config is None else _decoder(self.config, self.parameters)
+            decode_ = self.decoder if self.config is None else Tiny(config_from_text(self.config), self.parameters)
             return _march(self.planes, rays, t, self.cells, self.seeds, first_ray, decode_, self.planes_are, how)
         color, depth, opacity, weights, places = _forward(
             self.planes, *rays, t, self.cells, self.seeds, self.parameters, self.config, *self.planes_are,
-            how.num_samples, how.quadrature, how.stop_below, how.weights, first_ray, self.backend, self.image_width)
+            how.num_samples, how.quadrature, how.deltas, how.stop_below, how.weights, first_ray, self.backend,
+            self.image_width)
         return torch_path.Summed(color, depth, opacity, None, weights, places)
 
     def _fused(self, rays: tuple[Tensor, ...], how: March) -> bool:
@@ -200,37 +196,62 @@ def _as_rendered(summed: torch_path.Summed, background: Tensor | float | None, o
     return Rendered(**found)
 
 
-def _decoder(config: str, parameters: Sequence[Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    return partial(decode, config_from_text(config), parameters)
+class Tiny(NamedTuple):
+    """A `TinyDecoder` as registered operators take it: its choices and its parameters."""
+
+    config: DecoderConfig
+    parameters: Sequence[Tensor]
 
 
 def _march(planes: Tensor, rays: Sequence[Tensor], t: Tensor | None, cells: Tensor | None, seeds: Tensor | None,
-           first_ray: int, decoder: Callable[..., tuple[Tensor, Tensor]], planes_are: tuple[str, str, bool, str],
-           how: March) -> torch_path.Summed:
+           first_ray: int, decoder: Tiny | Callable[..., tuple[Tensor, Tensor]],
+           planes_are: tuple[str, str, bool, str], how: March) -> torch_path.Summed:
     """The torch path on checked tensors: differentiable where gradients are recorded."""
     layout, reduce, align_corners, padding_mode = planes_are
     names = tuple(layout.split(","))
-    wide = planes.to(rays[0].dtype).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    wide = planes.to(rays[0].dtype).permute(0, 1, 3, 4, 2)
     numbers = torch.arange(first_ray, first_ray + rays[0].shape[1], device=planes.device)
+    if isinstance(decoder, Tiny):
+        config, parameters = decoder
+        raw, width = how.quadrature == "raw_midpoint", config.out_features
+        how = how._replace(density=partial(density_of, config) if raw else None)
+        samples = rays[2].shape[1] * (how.num_samples if t is None else t.shape[2])
+        samples = samples if cells is None else samples // OCCUPIED
+        decoder = partial(_decode, config, parameters, raw)
+        if folds(config, reduce, planes.shape[2], wide.shape[2] * wide.shape[3], samples):
+            wide, reduce = fold(wide, parameters, reduce)
+            decoder = partial(_decode_folded, config, parameters[1:], raw)
+    else:
+        with torch.no_grad():
+            channels = planes.shape[2] * (3 if reduce == "concat" else 1)
+            width = decoder(wide.new_zeros(1, channels), wide.new_ones(1, 3))[1].shape[-1]
+    wide = wide.contiguous().permute(0, 1, 4, 2, 3)
 
     def sample(plane_set: Tensor, points: Tensor) -> Tensor:
         return sample_triplane(plane_set.unsqueeze(0), points.unsqueeze(0), layout=names, reduce=reduce,
                                align_corners=align_corners, padding_mode=padding_mode, backend="torch").squeeze(0)
 
-    with torch.no_grad():
-        channels = planes.shape[2] * (3 if reduce == "concat" else 1)
-        width = decoder(wide.new_zeros(1, channels), wide.new_ones(1, 3))[1].shape[-1]
     return torch_path.march(wide.unbind(0), Rays._make((*rays, t, numbers)), seeds, cells, sample, decoder, how, width)
+
+
+def _decode(config: DecoderConfig, parameters: Sequence[Tensor], raw: bool, features: Tensor,
+            seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    return decode(config, parameters, features, seen, raw)
+
+
+def _decode_folded(config: DecoderConfig, parameters: Sequence[Tensor], raw: bool, features: Tensor,
+                   seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    return decode_folded(config, parameters, features, raw)
 
 
 @torch.library.custom_op("rodin_kernels::render_triplane", mutates_args=())
 def _forward(
     planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
     cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
-    align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, stop_below: float, with_weights: bool,
-    first_ray: int, backend: str, image_width: int,
+    align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, deltas: str, stop_below: float,
+    with_weights: bool, first_ray: int, backend: str, image_width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    how = March(num_samples, quadrature, stop_below, False, with_weights)
+    how = March(num_samples, quadrature, stop_below, False, with_weights, deltas)
     choices = config_from_text(config)
     if backend == "triton" and covers(planes, cells, near.shape[1], choices, reduce, quadrature, with_weights):
         from . import triton_path
@@ -238,7 +259,7 @@ def _forward(
         scene = triton_path.Scene(planes, (origins, directions, near, far), t, cells, seeds, parameters, choices,
                                   (layout, reduce, align_corners, padding_mode), how, first_ray, image_width)
         return (*triton_path.forward(scene), near.new_empty(0), near.new_empty(0))
-    summed = _march(planes, (origins, directions, near, far), t, cells, seeds, first_ray, _decoder(config, parameters),
+    summed = _march(planes, (origins, directions, near, far), t, cells, seeds, first_ray, Tiny(choices, parameters),
                     (layout, reduce, align_corners, padding_mode), how)
     if not with_weights:
         return summed.color, summed.depth, summed.opacity, near.new_empty(0), near.new_empty(0)
@@ -250,8 +271,8 @@ def _forward(
 def _forward_fake(
     planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
     cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
-    align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, stop_below: float, with_weights: bool,
-    first_ray: int, backend: str, image_width: int,
+    align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, deltas: str, stop_below: float,
+    with_weights: bool, first_ray: int, backend: str, image_width: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, count = near.shape
     steps = num_samples if t is None else t.shape[2]
@@ -266,8 +287,8 @@ _LIBRARY.define(
     "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, "
     "Tensor[] results, Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, "
     "Tensor? cells, Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, bool align_corners, "
-    "str padding_mode, int num_samples, str quadrature, float stop_below, bool with_weights, int first_ray, "
-    "str backend, int image_width, bool[] needed) -> Tensor[]"
+    "str padding_mode, int num_samples, str quadrature, str deltas, float stop_below, bool with_weights, "
+    "int first_ray, str backend, int image_width, bool[] needed) -> Tensor[]"
 )
 
 
@@ -279,8 +300,8 @@ def _backward(*arguments: Any) -> list[Tensor]:
     grads, tensors, options, needed = arguments[:5], arguments[6:15], arguments[15:-1], arguments[-1]
     planes, origins, directions, near, far, t, cells, seeds, parameters = tensors
     config, *_ = options
-    num_samples, quadrature, stop_below, with_weights, first_ray, backend, image_width = options[5:]
-    how = March(num_samples, quadrature, stop_below, False, with_weights)
+    num_samples, quadrature, deltas, stop_below, with_weights, first_ray, backend, image_width = options[5:]
+    how = March(num_samples, quadrature, stop_below, False, with_weights, deltas)
     choices = config_from_text(config)
     if backend == "triton" and covers_gradient(planes, cells, near.shape[1], choices, options[2], quadrature,
                                                with_weights):
@@ -302,7 +323,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
             leaves = [x.requires_grad_() if n else x
                       for x, n in zip([shared[0], *own, *shared[1:]], needed, strict=True)]
             summed = _march(leaves[0], leaves[1:5], leaves[5], cells, seeds, first_ray + first,
-                            _decoder(config, leaves[6:]), options[1:5], how)
+                            Tiny(choices, leaves[6:]), options[1:5], how)
             results = (summed.color, summed.depth, summed.opacity, summed.weights, summed.t)
             pairs = [(y, g[:, part]) for y, g in zip(results, grads, strict=True) if y is not None and y.requires_grad]
             wanted = [x for x, n in zip(leaves, needed, strict=True) if n]
@@ -344,45 +365,3 @@ def _gradient(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)
-
-
-def _check(planes: Tensor, origins: Tensor, directions: Tensor, decoder: Any, near: float | Tensor, far: float | Tensor,
-           num_samples: int, num_importance: int, t: Tensor | None, cells: Tensor | None, quadrature: str, reduce: str,
-           padding_mode: str, outputs: Sequence[str]) -> tuple[str, ...]:
-    check_tensor("planes", planes, ndim=5)
-    check_shape("planes", planes, (None, 3, None, None, None), "[B, 3, C, H, W]")
-    check_shape("origins", check_tensor("origins", origins), (planes.shape[0], None, 3), "[B, R, 3], B as planes")
-    check_shape("directions", check_tensor("directions", directions), origins.shape, "[B, R, 3] as origins")
-    check_same_device(planes=planes, origins=origins, directions=directions, t=t, occupancy=cells)
-    if not callable(decoder):
-        raise TypeError(f"decoder must be a TinyDecoder or a callable; got {type(decoder).__name__}")
-    channels = planes.shape[2] * (3 if reduce == "concat" else 1)
-    if isinstance(decoder, TinyDecoder) and decoder.choices.in_features != channels:
-        raise ValueError(f"decoder must take the {channels} features of planes with {planes.shape[2]} channels and "
-                         f"reduce={reduce!r}; got in_features={decoder.choices.in_features}")
-    for name, value in (("near", near), ("far", far)):
-        if not isinstance(value, Tensor):
-            check_number(name, value)
-        elif value.ndim > 2 or any(have not in (1, want) for have, want in zip(
-                reversed(value.shape), reversed(origins.shape[:2]), strict=False)):
-            raise ValueError(f"{name} must be a number or [B, R] = {list(origins.shape[:2])}; got {list(value.shape)}")
-    check_integer("num_samples", num_samples, least=0)
-    check_integer("num_importance", num_importance, least=0)
-    check_choice("quadrature", quadrature, QUADRATURES)
-    check_choice("reduce", reduce, REDUCTIONS)
-    check_choice("padding_mode", padding_mode, PADDINGS)
-    least = 2 if quadrature == "midpoint" else 1
-    if (num_importance or quadrature == "midpoint") and num_samples < least:
-        raise ValueError(f"num_samples must be at least {least} with quadrature={quadrature!r} and "
-                         f"num_importance={num_importance}; got {num_samples}")
-    if t is not None:
-        check_shape("t", check_tensor("t", t), (*origins.shape[:2], num_samples), "[B, R, num_samples]")
-    if cells is not None:
-        check_shape("occupancy", check_tensor("occupancy", cells, ndim=4, floating=False), (None,) * 4)
-        if cells.dtype != torch.bool or cells.shape[0] not in (1, planes.shape[0]):
-            raise ValueError(f"occupancy must be bool [1 or {planes.shape[0]}, G, G, G]; "
-                             f"got {cells.dtype} {list(cells.shape)}")
-    outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    for name in outputs:
-        check_choice("outputs", name, OUTPUTS)
-    return outputs

@@ -45,6 +45,11 @@ def mlp(x: Tensor, parameters: Sequence[Tensor], activation: str, bias: bool) ->
     return out.view(*x.shape[:-1], -1)
 
 
+def activated(x: Tensor, activation: str) -> Tensor:
+    """x after a hidden activation."""
+    return _ACTIVATE[activation](x)
+
+
 def plain_mlp(x: Tensor, parameters: Sequence[Tensor], activation: str, bias: bool) -> Tensor:
     """`mlp` as plain torch: what it means."""
     step = 2 if bias else 1

@@ -19,7 +19,7 @@ class Rendered(NamedTuple):
 
     rgb: [B, R, F], composited onto the background. depth: [B, R], sum of w t, in units of t. opacity: [B, R], in
     [0, 1]. normals: [B, R, 3], sum of w n with n = -grad sigma / |grad sigma|. weights: [B, R, S'], one for each sample
-    (S' = S + importance samples; one less with midpoint quadrature). t: [B, R, S'], where the weights lie; comes with
+    (S' = S + importance samples; one less with midpoint quadratures). t: [B, R, S'], where the weights lie; comes with
     the weights.
     """
 
@@ -104,18 +104,18 @@ def bin_positions(near: Tensor, far: Tensor, num_samples: int, offsets: Tensor |
 
 
 def sample_lengths(t: Tensor, far: Tensor, quadrature: str) -> Tensor:
-    """How much of the ray each sample (left) or each pair of neighbours (midpoint) stands for, for sorted `t`.
+    """How much of the ray each sample (left) or each pair of neighbours (else) stands for, for sorted `t`.
 
-        left:     delta_i = t_{i+1} - t_i, the last one reaching to far;      midpoint: delta_i = t_{i+1} - t_i
+        left: delta_i = t_{i+1} - t_i, the last one reaching to far;      else: delta_i = t_{i+1} - t_i
 
     Args:
-        t: [..., S], ascending. far: [...]. quadrature: "left" or "midpoint".
+        t: [..., S], ascending. far: [...]. quadrature: "left", "midpoint" or "raw_midpoint".
 
     Returns:
-        [..., S] for left, [..., S - 1] for midpoint; never negative. Differentiable in t and far.
+        [..., S] for left, [..., S - 1] else; never negative. Differentiable in t and far.
     """
     inner = (t[..., 1:] - t[..., :-1]).clamp_min(0)
-    if quadrature == "midpoint":
+    if quadrature != "left":
         return inner
     last = (far.unsqueeze(-1) - t[..., -1:]).clamp_min(0)
     return torch.cat([inner, last], -1)
@@ -135,7 +135,7 @@ def first_positions(near: Tensor, far: Tensor, num_samples: int, t: Tensor | Non
         first: number of the first of these rays in its scene.
 
     Returns:
-        t [B, R, S], delta [B, R, S] (S - 1 for midpoint), edges [B, R, S + 1] (S for midpoint: t itself).
+        t [B, R, S], delta [B, R, S] (S - 1 unless left), edges [B, R, S + 1] (S unless left: t itself).
     """
     if t is None:
         offsets = jitter_offsets(seeds, near.shape[1], num_samples, first=first)
@@ -145,7 +145,7 @@ def first_positions(near: Tensor, far: Tensor, num_samples: int, t: Tensor | Non
     else:
         t = t.to(near.dtype)
         delta, edges = sample_lengths(t, far, quadrature), bin_edges(t, near, far)
-    if quadrature == "midpoint":
+    if quadrature != "left":
         return t, sample_lengths(t, far, quadrature), t
     return t, delta, edges
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..layouts import RODIN
 from ..triplane_sample.reference import sample_triplane_reference
 from .composite import add_background, sample_pdf, volume_weights
+from .decoder import TinyDecoder
 from .occupancy import OccupancyGrid, query_cells
 from .rays import Rendered, finite_rays, first_positions, jitter_offsets, jitter_seeds, sample_lengths
 
@@ -20,6 +21,7 @@ def render_triplane_reference(
     near: float | Tensor, far: float | Tensor, num_samples: int, num_importance: int = 0, t: Tensor | None = None,
     jitter: torch.Generator | Sequence[torch.Generator] | int | None = None, background: Tensor | float | None = None,
     occupancy: OccupancyGrid | Tensor | None = None, stop_below: float = 0.0, quadrature: str = "left",
+    deltas: str = "world",
     layout: Sequence[str] = RODIN, reduce: str = "sum", align_corners: bool = False, padding_mode: str = "zeros",
     outputs: Sequence[str] = ("rgb", "depth", "opacity"),
 ) -> Rendered:
@@ -33,11 +35,12 @@ def render_triplane_reference(
     batch, rays = origins.shape[:2]
     near, far = (torch.as_tensor(x).to(origins).expand(batch, rays) for x in (near, far))
     origins, directions, near, far = finite_rays(origins, directions, near, far)
-    speed = directions.norm(dim=-1, keepdim=True)
+    speed = directions.norm(dim=-1, keepdim=True) if deltas == "world" else 1.0
+    raw = quadrature == "raw_midpoint"
     cells = occupancy.cells if isinstance(occupancy, OccupancyGrid) else occupancy
 
     def field(t: Tensor, with_normals: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Density [B, R, S], colour [B, R, S, F] and unit normals [B, R, S, 3] at positions t [B, R, S]."""
+        """Density (or raw) [B, R, S], colour [B, R, S, F] and unit normals [B, R, S, 3] at positions t [B, R, S]."""
         points = origins.unsqueeze(2) + t.unsqueeze(-1) * directions.unsqueeze(2)
         filled = (points.abs() <= 1).all(-1)
         if cells is not None:
@@ -48,22 +51,29 @@ def render_triplane_reference(
                 points.requires_grad_()
             features = sample_triplane_reference(planes, points.flatten(1, 2), layout=layout, reduce=reduce,
                                                  align_corners=align_corners, padding_mode=padding_mode)
-            sigma, color = decoder(features.unflatten(1, t.shape[1:]), directions.unsqueeze(2).expand(*points.shape))
+            decode = decoder.raw if isinstance(decoder, TinyDecoder) and raw else decoder
+            sigma, color = decode(features.unflatten(1, t.shape[1:]), directions.unsqueeze(2).expand(*points.shape))
             normals = _normals(sigma, points, filled) if with_normals else None
-        return torch.where(filled, sigma, 0.0), torch.where(filled.unsqueeze(-1), color, 0.0), normals
+        sigma = torch.where(filled, sigma, -torch.inf if raw else 0.0)
+        return sigma, torch.where(filled.unsqueeze(-1), color, 0.0), normals
+
+    def density(sigma: Tensor) -> Tensor:
+        """What each weight is made of: [B, R, S], one less where neighbours are averaged."""
+        means = _paired(sigma, quadrature)
+        return decoder.density(means) if isinstance(decoder, TinyDecoder) and raw else means
 
     seeds = jitter_seeds(jitter, batch, origins.device)
     t, delta, edges = first_positions(near, far, num_samples, t, seeds, quadrature)
     if num_importance:
         with torch.no_grad():
-            weights, _ = volume_weights(_paired(field(t)[0], quadrature), delta * speed, stop_below=stop_below)
+            weights, _ = volume_weights(density(field(t)[0]), delta * speed, stop_below=stop_below)
             offsets = jitter_offsets(seeds, rays, num_importance, stream=1)
             fine = sample_pdf(edges, weights, num_importance, offsets=offsets)
         t = torch.cat([t, fine], -1).sort(-1).values
         delta = sample_lengths(t, far, quadrature)
 
     sigma, color, normals = field(t, "normals" in outputs)
-    weights, _ = volume_weights(_paired(sigma, quadrature), delta * speed, stop_below=stop_below)
+    weights, _ = volume_weights(density(sigma), delta * speed, stop_below=stop_below)
     color, where = (_paired(color.movedim(-1, 0), quadrature).movedim(0, -1), _paired(t, quadrature))
     opacity = weights.sum(-1)
     found = {
@@ -79,7 +89,7 @@ def render_triplane_reference(
 
 
 def _paired(x: Tensor, quadrature: str) -> Tensor:
-    """For midpoint quadrature the means of neighbouring samples [..., S - 1], else x itself."""
+    """For midpoint quadratures the means of neighbouring samples [..., S - 1], else x itself."""
     return x if quadrature == "left" else 0.5 * (x[..., 1:] + x[..., :-1])
 
 

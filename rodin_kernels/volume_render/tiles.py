@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..configs import choose
+from .decoder import DecoderConfig
 
 #: Rays of a tile that a search may try.
 RAYS = (16, 32, 64, 128)
@@ -16,56 +17,99 @@ RAYS = (16, 32, 64, 128)
 class Tile(NamedTuple):
     """Launch parameters of a fused kernel.
 
-    rays: of a tile, each a row of the decoder's products. warps: of a program. width: of the box of pixels that a
-    picture's tile is. keep: the decoder's gradient stays in
+    rays: of a tile, each a row of the decoder's products. warps: of a program. keep: the decoder's gradient stays in
     registers until a program ends, instead of memory that no other program touches. fresh: weights are read again at
     every product, for those whose operands lie in registers, of which the loop would be full.
     """
 
     rays: int
     warps: int
-    width: int = 8
-    keep: bool = True
+    keep: bool = False
     fresh: bool = False
 
+    @property
+    def across(self) -> int:
+        """Columns of the box of pixels that a picture's tile is."""
+        return {16: 4, 32: 8, 64: 8, 128: 16}[self.rays]
 
-def forward_tile(arch: str, itemsize: int, hidden: int) -> Tile:
+
+class Widths(NamedTuple):
+    """Padded widths of a decoder: features, widest hidden layer, last layer."""
+
+    features: int
+    hidden: int
+    outputs: int
+
+    @classmethod
+    def of(cls, config: DecoderConfig) -> Widths:
+        """Those of a decoder."""
+        return cls(padded(config.in_features), padded(*config.hidden), padded(1 + config.out_features))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a tile of 64 rays and the decoder's gradient fit into the registers together."""
+        return self.hidden <= 64 and self.features <= 32 and self.outputs <= 16
+
+
+def padded(*widths: int) -> int:
+    """The power of two, at least 16, that holds the widest."""
+    return max(16, 1 << (max(widths) - 1).bit_length())
+
+
+class Launch(NamedTuple):
+    """One launch of the backward kernel: the gradients that it computes, and how."""
+
+    planes: bool
+    decoder: bool
+    rays: bool
+    tile: Tile
+
+
+def forward_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     """Tile of the forward pass for planes of `itemsize` bytes an element: 64 rays fill a Hopper warp group's product.
 
-    Chosen by registers: none spills for hidden layers up to 64 wide (gfx942: none of the vector registers). For the
-    same reason some boxes are no squares.
+    Chosen by registers, of which none spills.
     """
-    if itemsize == 2:
-        return Tile(64, 4 if hidden <= 64 else 8)
-    return Tile(32 if hidden <= 64 else 16, 4 if arch == "gfx942" else 8)
-
-
-def backward_tile(arch: str, itemsize: int, hidden: int) -> Tile:
-    """Tile of the backward pass, likewise. Exact float32 products run without tensor cores, on few rays at a time."""
     if itemsize == 4:
-        return Tile(16, 4 if arch == "gfx942" else 8, keep=False)
-    if arch == "sm_80":
-        return Tile(32, 4 if hidden <= 64 else 8, width=4, fresh=True)
-    width = 16 if arch == "sm_100" else 8
-    return Tile(64, 4, width) if hidden <= 64 else Tile(64, 8, width, keep=False)
+        return Tile(32, 4 if arch == "gfx942" else 8)
+    if max(widths.hidden, widths.features) > 64:
+        return Tile(32, 4 if arch == "gfx942" else 8)
+    return Tile(64, 4)
 
 
-def architecture_tiles(arch: str, itemsize: int, hidden: int) -> tuple[Tile, Tile]:
-    """Both."""
-    return forward_tile(arch, itemsize, hidden), backward_tile(arch, itemsize, hidden)
+def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
+    """Tile of the launch with the decoder's gradient, and the planes' where it is kept in registers."""
+    if itemsize == 4:
+        # exact float32 products run without tensor cores, on few rays at a time
+        return Tile(16, 4 if arch == "gfx942" else 8)
+    if not widths.narrow:
+        wide = widths.hidden > 64 or arch not in ("sm_90", "sm_100")
+        return Tile(32, 4 if arch == "gfx942" else 8, fresh=True) if wide else Tile(64, 8)
+    return {"sm_80": Tile(32, 8, True, True), "gfx942": Tile(64, 4, True)}.get(arch, Tile(64, 8, True))
 
 
-def launches(tile: Tile, planes: bool, decoder: bool, rays: bool) -> list[tuple[bool, bool, bool]]:
-    """Which gradients each launch of the backward kernel computes: registers do not hold every combination."""
-    if not decoder or not (rays or (planes and not tile.keep)):
-        return [(planes, decoder, rays)]
-    if tile.keep:
-        return [(planes, True, False), (False, False, True)]
-    return [(False, True, False), (planes, False, rays)]
+def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
+    """Tile of the launch with the gradients of rays and planes alone."""
+    if itemsize == 4:
+        return Tile(16, 4 if arch == "gfx942" else 8)
+    if widths.narrow:
+        return Tile(32, 8, fresh=True) if arch == "sm_80" else Tile(64, 4)
+    return Tile(16 if widths.hidden > 64 else 32, 4 if arch == "gfx942" else 8, fresh=True)
 
 
-def tuned(tile: Tile, kernel: str, device: torch.device, **shape: int) -> Tile:
+def launches(arch: str, itemsize: int, widths: Widths, planes: bool, decoder: bool, rays: bool) -> list[Launch]:
+    """The launches of the backward pass: registers do not hold every combination of gradients."""
+    own, field = decoder_tile(arch, itemsize, widths), field_tile(arch, itemsize, widths)
+    if not decoder:
+        return [Launch(planes, False, rays, field)]
+    if own.keep:
+        return [Launch(planes, True, False, own), *([Launch(False, False, True, field)] if rays else [])]
+    return [Launch(False, True, False, own), *([Launch(planes, False, rays, field)] if planes or rays else [])]
+
+
+def tuned(tile: Tile, kernel: str, device: torch.device, itemsize: int, widths: Widths) -> Tile:
     """The tile with the rays and warps that were found best on this device, if someone searched."""
+    shape = {"bits": 8 * itemsize, "channels": widths.features, "hidden": widths.hidden, "outputs": widths.outputs}
     found = choose("render_triplane", kernel, shape, {"rays": tile.rays, "num_warps": tile.warps}, device,
                    space={"rays": RAYS})
     return tile._replace(rays=int(found["rays"]), warps=int(found["num_warps"]))

@@ -30,13 +30,28 @@ Sample = Callable[[Tensor, Tensor], Tensor]
 
 
 class March(NamedTuple):
-    """How rays are marched: equal bins, quadrature, transmittance at which they end, outputs beyond the usual."""
+    """How rays are marched: equal bins, quadrature, transmittance at which they end, outputs beyond the usual.
+
+    deltas: "world" lengths, or those in units of "t". density: what comes after neighbours' raw densities are averaged.
+    """
 
     num_samples: int
     quadrature: str = "left"
     stop_below: float = 0.0
     normals: bool = False
     weights: bool = False
+    deltas: str = "world"
+    density: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def paired(self) -> bool:
+        """Whether neighbours make one interval."""
+        return self.quadrature != "left"
+
+    @property
+    def empty(self) -> float:
+        """What a sample is worth that holds nothing: a density, or a raw one."""
+        return 0.0 if self.density is None else -torch.inf
 
 
 class Rays(NamedTuple):
@@ -124,7 +139,7 @@ def march(plane_sets: Sequence[Tensor], rays: Rays, seeds: Tensor | None, cells:
 def _nothing(rays: Rays, how: March, width: int) -> Summed:
     """The sums of no scenes at all."""
     like, steps = rays.near, how.num_samples if rays.t is None else rays.t.shape[2]
-    rows = like.unsqueeze(-1).expand(*like.shape, steps - (how.quadrature == "midpoint")) if how.weights else None
+    rows = like.unsqueeze(-1).expand(*like.shape, steps - how.paired) if how.weights else None
     return Summed(like.new_zeros(*like.shape, width), like, like, rays.origins if how.normals else None, rows, rows)
 
 
@@ -173,7 +188,7 @@ def _meets(rays: Rays, cells: Cells) -> Tensor:
 def _march_rays(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, how: March, width: int) -> Summed:
     t, delta = _positions(rays, seed, how)
     found = _shade(rays, t, delta, cells, field, how, width)
-    if how.weights or how.quadrature == "midpoint":
+    if how.weights or how.paired:
         return _sum_rows(found, t, delta, how)
     tau = found.sigma * _lengths_at(delta, found)
     # one column more than steps, so that the running sum at a sample's own place is the thickness before it
@@ -189,12 +204,12 @@ def _march_rays(rays: Rays, seed: Tensor | None, cells: Cells, field: Decode, ho
 
 def _sum_rows(found: Found, t: Tensor, delta: Tensor, how: March) -> Summed:
     """The sums by way of weights in rows [R, S'], where neighbours are needed or the weights are wanted."""
-    rows = found.sigma.new_zeros(t.numel()).index_copy(0, found.where, found.sigma).view(t.shape)
-    midpoint = how.quadrature == "midpoint"
-    weights, _ = volume_weights(0.5 * (rows[:, 1:] + rows[:, :-1]) if midpoint else rows,
-                                delta.expand(-1, t.shape[1] - midpoint), stop_below=how.stop_below)
+    rows = found.sigma.new_full((t.numel(),), how.empty).index_copy(0, found.where, found.sigma).view(t.shape)
+    rows = 0.5 * (rows[:, 1:] + rows[:, :-1]) if how.paired else rows
+    weights, _ = volume_weights(rows if how.density is None else how.density(rows),
+                                delta.expand(-1, t.shape[1] - how.paired), stop_below=how.stop_below)
     along = _along(t, how)
-    shares = 0.5 * (F.pad(weights, (0, 1)) + F.pad(weights, (1, 0))) if midpoint else weights
+    shares = 0.5 * (F.pad(weights, (0, 1)) + F.pad(weights, (1, 0))) if how.paired else weights
     summed = _summed(found, shares.reshape(-1).index_select(0, found.where), t.shape[0])
     return summed._replace(depth=(weights * along).sum(-1), opacity=weights.sum(-1),
                            weights=weights if how.weights else None, t=along if how.weights else None)
@@ -212,20 +227,21 @@ def _summed(found: Found, weights: Tensor, count: int) -> Summed:
 
 
 def _positions(rays: Rays, seed: Tensor | None, how: March) -> tuple[Tensor, Tensor]:
-    """t [R, S] and world lengths [R, S] ([R, S - 1] for midpoint, [R, 1] where all are the same)."""
-    speed = rays.directions.norm(dim=-1, keepdim=True)
+    """t [R, S] and lengths [R, S] ([R, S - 1] for midpoints, [R, 1] where all are the same)."""
+    world = how.deltas == "world"
+    speed = rays.directions.norm(dim=-1, keepdim=True) if world else torch.ones_like(rays.near).unsqueeze(-1)
     if rays.t is not None:
         return rays.t, sample_lengths(rays.t, rays.far, how.quadrature) * speed
     offsets = None if seed is None else hashed_uniform(seed, rays.numbers, how.num_samples)
     t, delta = bin_positions(rays.near, rays.far, how.num_samples, offsets)
-    if how.quadrature == "midpoint":
+    if how.paired:
         return t, sample_lengths(t, rays.far, how.quadrature) * speed
     return t, delta[:, :1] * speed
 
 
 def _along(t: Tensor, how: March) -> Tensor:
     """Where the weights lie: at the samples, or half way between neighbours."""
-    return 0.5 * (t[:, 1:] + t[:, :-1]) if how.quadrature == "midpoint" else t
+    return 0.5 * (t[:, 1:] + t[:, :-1]) if how.paired else t
 
 
 def _lengths_at(delta: Tensor, found: Found) -> Tensor:
@@ -239,11 +255,13 @@ def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, ho
     """Decode what may hold something."""
     blocks: list[Found] = []
     live, thickness = None, torch.zeros_like(rays.near).detach()
-    for first, last in _blocks(t.shape[1], how.stop_below):
+    # means of raw densities may be thinner than the means of densities that close rays below: those march to the end
+    stop_below = how.stop_below if how.density is None else 0.0
+    for first, last in _blocks(t.shape[1], stop_below):
         with torch.no_grad():
             where = _candidates(rays, t, live, first, last, cells)
         blocks.append(_decode_at(rays, t, where, field, how))
-        if how.stop_below > 0 and last < t.shape[1]:
+        if stop_below > 0 and last < t.shape[1]:
             with torch.no_grad():
                 live = _open_rays(thickness, blocks[-1], delta, t.shape[1], last, how)
                 if live.numel() == 0:
@@ -291,12 +309,12 @@ def _decode_at(rays: Rays, t: Tensor, where: Tensor, field: Decode, how: March) 
     inside = points.detach().abs().amax(-1) <= 1
     if not how.normals:
         sigma, color = field(points, seen)
-        return Found(where, owner, along, torch.where(inside, sigma, 0.0), color, None)
+        return Found(where, owner, along, torch.where(inside, sigma, how.empty), color, None)
     with torch.enable_grad():
         points = points if points.requires_grad else points.requires_grad_()
         sigma, color = field(points, seen)
         (slope,) = torch.autograd.grad(sigma.sum(), points, create_graph=True)
-    return Found(where, owner, along, torch.where(inside, sigma, 0.0), color, F.normalize(-slope, dim=-1))
+    return Found(where, owner, along, torch.where(inside, sigma, how.empty), color, F.normalize(-slope, dim=-1))
 
 
 def _open_rays(thickness: Tensor, found: Found, delta: Tensor, steps: int, last: int, how: March) -> Tensor:
@@ -305,7 +323,7 @@ def _open_rays(thickness: Tensor, found: Found, delta: Tensor, steps: int, last:
     With midpoint quadrature a sample's density enters with its share of the intervals that are complete; the open one
     is left out, which can only close a ray later than its weights do.
     """
-    if how.quadrature == "midpoint":
+    if how.paired:
         inner = delta.detach()
         lengths = 0.5 * (F.pad(inner, (0, 1)) + F.pad(inner, (1, 0)))
         lengths[:, last - 1] -= 0.5 * inner[:, last - 1]

@@ -6,7 +6,7 @@ number for each ray and each program's share of the decoder's gradient, which ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ..launch import device_guard
 from ..layouts import plane_axes
 from .decoder import DENSITIES, DecoderConfig
 from .perceptron import ACTIVATIONS
-from .tiles import Tile, architecture, backward_tile, forward_tile, launches, tuned
+from .tiles import Tile, Widths, architecture, forward_tile, launches, padded, tuned
 from .torch_path import March
 
 #: Programs of the backward pass on a device that has no multiprocessors to count, and for each of those it has.
@@ -52,8 +52,10 @@ def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
     depth, opacity = (torch.empty(batch, count, dtype=torch.float32, device=like.device) for _ in range(2))
     if like.numel() == 0:
         return color, depth, opacity
-    tile = _tile(forward_tile, "forward", scene)
-    tensors, numbers, constants = _shared(scene, tile)
+    arch, size, widths = _kind(scene)
+    tile = tuned(forward_tile(arch, size, widths), "forward", like.device, size, widths)
+    tensors = _tensors(scene)
+    numbers, constants = _shared(scene, tensors, tile)
     with device_guard(color):
         forward_kernel[(batch * numbers["tiles"],)](
             *tensors, color, depth, opacity, **numbers, **constants, num_warps=tile.warps)
@@ -84,17 +86,21 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
     places = nothing
     if of_rays and scene.t is not None:
         places = torch.zeros(scene.t.shape, dtype=torch.float32, device=device)
-    tile = _tile(backward_tile, "backward", scene)
-    tensors, numbers, constants = _shared(scene, tile)
-    programs = min(_programs(device), batch * numbers["tiles"])
-    shares = [torch.zeros(programs if of_decoder else 0, packed.numel(), dtype=torch.float32, device=device)
-              for packed in (tensors[-2], tensors[-1])]
-    for planes_too, decoder_too, rays_too in launches(tile, of_planes, of_decoder, of_rays):
+    tensors, kind, shares = _tensors(scene), _kind(scene), [nothing, nothing]
+    for launch in launches(*kind, of_planes, of_decoder, of_rays):
+        kernel = "backward decoder" if launch.decoder else "backward field"
+        tile = tuned(launch.tile, kernel, device, *kind[1:])
+        numbers, constants = _shared(scene, tensors, tile)
+        programs = min(_programs(device), batch * numbers["tiles"])
+        if launch.decoder:
+            shares = [torch.zeros(programs, packed.numel(), dtype=torch.float32, device=device)
+                      for packed in tensors[-2:]]
         with device_guard(color):
             backward_kernel[(programs,)](
                 *tensors, color, depth, opacity, products, unscale, grad_planes, *rays, places, *shares, **numbers,
-                scenes=batch, programs=programs, zero=0, **constants, GRAD_PLANES=planes_too,
-                GRAD_DECODER=decoder_too, GRAD_RAYS=rays_too, KEEP=tile.keep, FRESH=tile.fresh, num_warps=tile.warps)
+                scenes=batch, programs=programs, zero=0, **constants, GRAD_PLANES=launch.planes,
+                GRAD_DECODER=launch.decoder, GRAD_RAYS=launch.rays, KEEP=tile.keep, FRESH=tile.fresh,
+                num_warps=tile.warps)
     found = [_as_planes(grad_planes, planes) if of_planes else nothing, *rays, places]
     parameters = [nothing] * len(scene.parameters)
     if of_decoder:
@@ -103,12 +109,9 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
     return [x if n else planes.new_empty(0) for x, n in zip([*found, *parameters], needed, strict=True)]
 
 
-def _tile(default: Callable[[str, int, int], Tile], kernel: str, scene: Scene) -> Tile:
-    """The launch parameters of a kernel on the scene's device."""
-    device, hidden = scene.planes.device, _padded(*scene.config.hidden)
-    tile = default(architecture(device), scene.planes.element_size(), hidden)
-    return tuned(tile, kernel, device, bits=8 * scene.planes.element_size(), hidden=hidden,
-                 channels=scene.planes.shape[2])
+def _kind(scene: Scene) -> tuple[str, int, Widths]:
+    """What tiles depend on: the architecture, bytes of an element of the planes, the decoder's widths."""
+    return architecture(scene.planes.device), scene.planes.element_size(), Widths.of(scene.config)
 
 
 def _scaled(grads: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -133,24 +136,28 @@ def _as_planes(grad: Tensor, planes: Tensor) -> Tensor:
     return grad if like.dtype == grad.dtype and like.stride() == grad.stride() else like.copy_(grad)
 
 
-def _shared(scene: Scene, tile: Tile) -> tuple[list[Tensor], dict[str, Any], dict[str, Any]]:
-    """The tensors, run-time numbers and constants that both kernels take."""
-    config, planes = scene.config, _channels_last(scene.planes)
-    layout, reduce, align_corners, padding_mode = scene.planes_are
-    device, count = planes.device, scene.rays[2].shape[1]
-    columns = scene.image_width if scene.image_width else count
-    across = tile.width if scene.image_width else tile.rays
-    rows = count // columns
+def _tensors(scene: Scene) -> list[Tensor]:
+    """The tensors that both kernels take first, as `forward_kernel` says."""
+    planes, device = _channels_last(scene.planes), scene.planes.device
     unused = torch.empty(1, dtype=torch.float32, device=device)
-    bits = unused.view(torch.int32) if scene.cells is None else _bits(scene.cells)
+    return [
+        planes, *(x.to(torch.float32).contiguous() for x in scene.rays),
+        unused if scene.t is None else scene.t.to(torch.float32).contiguous(),
+        unused.view(torch.int32) if scene.cells is None else _bits(scene.cells),
+        unused.view(torch.int32) if scene.seeds is None else scene.seeds.contiguous(),
+        *_packed(scene.parameters, scene.config, planes.dtype),
+    ]
+
+
+def _shared(scene: Scene, tensors: Sequence[Tensor], tile: Tile) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run-time numbers and constants that both kernels take."""
+    config, planes, bits, count = scene.config, tensors[0], tensors[6], scene.rays[2].shape[1]
+    layout, reduce, align_corners, padding_mode = scene.planes_are
+    columns = scene.image_width if scene.image_width else count
+    across = tile.across if scene.image_width else tile.rays
+    rows = count // columns
     unit = _unit(planes)
     batch, plane, _, row, column = (stride // unit for stride in planes.stride())
-    tensors = [
-        planes, *(x.to(torch.float32).contiguous() for x in scene.rays),
-        unused if scene.t is None else scene.t.to(torch.float32).contiguous(), bits,
-        unused.view(torch.int32) if scene.seeds is None else scene.seeds.contiguous(),
-        *_packed(scene.parameters, config, planes.dtype),
-    ]
     numbers = {
         "tiles": -(-columns // across) * -(-rows // (tile.rays // across)),
         "columns": columns, "rows": rows, "first_ray": scene.first_ray, "stop": scene.how.stop_below,
@@ -162,23 +169,19 @@ def _shared(scene: Scene, tile: Tile) -> tuple[list[Tensor], dict[str, Any], dic
     }
     axes = [axis for pair in plane_axes(layout.split(",")) for axis in pair]
     constants = {
-        "C": config.in_features, "CP": _padded(config.in_features), "HIDDEN": _padded(*config.hidden),
-        "OUT": config.out_features, "OUTP": _padded(config.out_features + 1), "DEPTH": len(config.hidden),
+        "C": config.in_features, "CP": padded(config.in_features), "HIDDEN": padded(*config.hidden),
+        "OUT": config.out_features, "OUTP": padded(config.out_features + 1), "DEPTH": len(config.hidden),
         "UNIT": unit, "AXES": sum(axis << (2 * i) for i, axis in enumerate(axes)), "ALIGN": align_corners,
         # inside the box reflection moves a position no further than to the outer texel, as border does
         "BORDER": padding_mode != "zeros", "SCALE": 1 if reduce == "sum" else 1 / 3,
         "ACTIVATION": ACTIVATIONS.index(config.activation),
         "DENSITY": max(DENSITIES.index(config.density) - 1, 0),
         "COLOR": ("sigmoid", "clamped_sigmoid", "none").index(config.color), "CELLS": scene.cells is not None,
-        "JITTER": scene.seeds is not None, "EXPLICIT": scene.t is not None, "PRECISION": _precision(),
+        "JITTER": scene.seeds is not None, "EXPLICIT": scene.t is not None, "WORLD": scene.how.deltas == "world",
+        "PRECISION": _precision(),
         "BLOCK": tile.rays, "TILE_W": across,
     }
-    return tensors, numbers, constants
-
-
-def _padded(*widths: int) -> int:
-    """The power of two, at least 16, that holds the widest."""
-    return max(16, 1 << (max(widths) - 1).bit_length())
+    return numbers, constants
 
 
 def _precision() -> str:
@@ -213,17 +216,17 @@ def _bits(cells: Tensor) -> Tensor:
     return (words.to(torch.int32) << places).sum(-1, dtype=torch.int32)
 
 
-def _sizes(config: DecoderConfig) -> list[tuple[int, int, int, int]]:
+def layer_sizes(config: DecoderConfig) -> list[tuple[int, int, int, int]]:
     """For each layer its width in and out, and the same padded."""
-    hidden, wide = config.hidden, _padded(*config.hidden)
+    hidden, wide = config.hidden, padded(*config.hidden)
     own = [config.in_features, *hidden, 1 + config.out_features]
-    padded = [_padded(config.in_features), *[wide] * len(hidden), _padded(1 + config.out_features)]
-    return [(own[i], own[i + 1], padded[i], padded[i + 1]) for i in range(len(hidden) + 1)]
+    full = [padded(config.in_features), *[wide] * len(hidden), padded(1 + config.out_features)]
+    return [(own[i], own[i + 1], full[i], full[i + 1]) for i in range(len(hidden) + 1)]
 
 
 def _packed(parameters: Sequence[Tensor], config: DecoderConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """All weights, each [in, out] and padded with zeros, one after the other, and all biases likewise in float32."""
-    sizes, step = _sizes(config), 2 if config.bias else 1
+    sizes, step = layer_sizes(config), 2 if config.bias else 1
     device = parameters[0].device
     weights = torch.zeros(sum(i * o for _, _, i, o in sizes), dtype=dtype, device=device)
     biases = torch.zeros(sum(o for *_, o in sizes), dtype=torch.float32, device=device)
@@ -243,7 +246,7 @@ def _unpacked(weights: Tensor, biases: Tensor, scene: Scene) -> list[Tensor]:
 def _views(weights: Tensor, biases: Tensor, config: DecoderConfig) -> list[tuple[Tensor, Tensor]]:
     """Each layer's weight [out, in] and bias [out] inside packed ones."""
     found, at, shift = [], 0, 0
-    for inputs, outputs, rows, columns in _sizes(config):
+    for inputs, outputs, rows, columns in layer_sizes(config):
         matrix = weights[at:at + rows * columns].view(rows, columns)
         found.append((matrix[:inputs, :outputs].t(), biases[shift:shift + outputs]))
         at, shift = at + rows * columns, shift + columns

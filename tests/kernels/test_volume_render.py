@@ -63,6 +63,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "border": {"padding_mode": "border", "align_corners": True, "reduce": "mean", "layout": ("xy", "xz", "zx")},
     "explicit": {"t": torch.linspace(1.5, 5, 24, dtype=torch.float64).expand(2, 13, 24)},
     "everything": {"outputs": ("rgb", "depth", "opacity", "normals", "weights"), "background": 0.5},
+    "raw midpoint": {"quadrature": "raw_midpoint", "stop_below": 0.3, "outputs": ("rgb", "normals", "weights")},
+    "raw midpoint importance": {"quadrature": "raw_midpoint", "num_importance": 6, "jitter": 2, "background": 1.0,
+                                "occupancy": OccupancyGrid(random_tensor(6, 6, 6) > 0)},
+    "units of t": {"deltas": "t", "background": 1.0}, "units of t midpoint": {"deltas": "t", "quadrature": "midpoint"},
     "occupied": {"occupancy": OccupancyGrid(random_tensor(2, 6, 6, 6) > 0), "stop_below": 0.2},
     "occupied midpoint": {"occupancy": OccupancyGrid(random_tensor(6, 6, 6) > 0), "quadrature": "midpoint"},
 }
@@ -255,10 +259,11 @@ def operator_arguments(gradients: bool, **changes: Any) -> tuple[Any, ...]:
     planes, origins, directions, decoder = scene(torch.float32)
     bounds = [torch.full((2, 13), x) for x in (1.0, 5.0)]
     tensors = [x.detach().clone().requires_grad_(gradients) for x in (planes, origins, directions, *bounds)]
-    given = {"t": None, "cells": None, "seeds": None, "quadrature": "left", "weights": False, **changes}
+    given = {"t": None, "cells": None, "seeds": None, "quadrature": "left", "deltas": "world", "weights": False,
+             **changes}
     parameters = [p.detach().clone().requires_grad_(gradients) for p in decoder.parameters()]
     return (*tensors, given["t"], given["cells"], given["seeds"], parameters, decoder.text, "xy,zx,yz", "sum", False,
-            "zeros", 12, given["quadrature"], 0.1, given["weights"], 0, "torch", 0)
+            "zeros", 12, given["quadrature"], given["deltas"], 0.1, given["weights"], 0, "torch", 0)
 
 
 @pytest.mark.parametrize("arguments", [

@@ -74,13 +74,13 @@ def results(render: Callable[..., Rendered], inputs: list[Tensor], decoder: Any,
 CASES: dict[str, dict[str, Any]] = {
     "float32": {"image_width": 5, "rays": 15},
     "float32 places": {"decoder": {"hidden": (9,), "activation": "leaky_relu", "density": "trunc_exp", "bias": False,
-                                   "color": "clamped_sigmoid", "out_features": 17}, "explicit": True,
+                                   "color": "clamped_sigmoid", "out_features": 9}, "explicit": True,
                        "reduce": "mean", "padding_mode": "border", "layout": ("xy", "xz", "zx"), "stop_below": 0.2},
     "float16": {"dtype": torch.float16, "channels": 18, "decoder": {"activation": "silu"}, "jitter": 5,
                 "occupancy": OccupancyGrid(random_tensor(2, 5, 5, 5) > -0.3), "stop_below": 0.3, "image_width": 4},
     "float16 aligned": {"dtype": torch.float16, "align_corners": True, "padding_mode": "reflection", "rays": 9,
                         "decoder": {"hidden": (20,), "activation": "softplus", "density": "exp", "color": "none",
-                                    "density_bias": -0.5}},
+                                    "out_features": 17, "density_bias": -0.5}, "deltas": "t"},
 }  # fmt: skip
 
 
@@ -164,6 +164,27 @@ def test_rays_without_light_and_planes_that_are_no_numbers() -> None:
 
 
 @interpret
+@pytest.mark.parametrize("depth", [1e-6, 0.7, 30.0])
+def test_a_constant_field_is_exact_for_any_number_of_samples(depth: float) -> None:
+    origins = torch.tensor([[[0.1, 0.2, -3.0], [0.3, -0.4, -3.0]]])
+    directions = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]]])
+    decoder = TinyDecoder(4, (8,), density="exp", color="none")
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.layers[-1].bias.copy_(torch.tensor([depth / 2, 0.0, 0.25, 1.0]))
+        decoder.layers[-1].bias[0].log_()
+        near, far = torch.tensor([[2.0, 1.0]]), torch.tensor([[4.0, 2.0]])
+        for samples in (1, 2, 4):
+            found = render_triplane(torch.zeros(1, 3, 4, 5, 5), origins, directions, decoder, near=near, far=far,
+                                    num_samples=samples, backend="triton", outputs=("rgb", "opacity"))
+            expected = -torch.expm1(torch.tensor(-depth, dtype=torch.float64)).float()
+            assert torch.allclose(found.opacity, expected.expand(1, 2), rtol=1e-5, atol=0)
+            color = found.rgb[..., 1:] / found.opacity.unsqueeze(-1)
+            assert torch.allclose(color, torch.tensor([0.25, 1.0]), rtol=1e-5)
+
+
+@interpret
 def test_a_ray_without_length_still_has_the_gradient_of_its_end() -> None:
     planes, origins, directions, decoder = small()
     found = []
@@ -179,7 +200,8 @@ def test_a_ray_without_length_still_has_the_gradient_of_its_end() -> None:
 def test_what_is_not_covered_is_the_same_through_the_composed_path() -> None:
     planes, origins, directions, decoder = small()
     wide = TinyDecoder(18, (8,), view_directions="concat")
-    for options, own in (({"quadrature": "midpoint"}, decoder), ({"outputs": ("weights", "normals")}, decoder),
+    for options, own in (({"quadrature": "raw_midpoint"}, decoder), ({"quadrature": "midpoint"}, decoder),
+                         ({"outputs": ("weights", "normals")}, decoder),
                          ({"reduce": "concat"}, wide), ({"num_importance": 3}, decoder)):
         inputs = planes, origins, directions, own
         pair = [render_triplane(*inputs, near=1.2, far=4.0, num_samples=5, backend=b, **options)
@@ -196,8 +218,8 @@ def test_the_registered_operator_passes_opcheck_on_the_fused_path() -> None:
                for x in (planes, origins, directions, torch.full((2, 11), 1.2), torch.full((2, 11), 4.0))]
     parameters = [p.detach().clone().requires_grad_() for p in decoder.parameters()]
     torch.library.opcheck(torch.ops.rodin_kernels.render_triplane.default, (
-        *tensors, None, None, None, parameters, decoder.text, "xy,zx,yz", "sum", False, "zeros", 2, "left", 0.1, False,
-        0, "triton", 0), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+        *tensors, None, None, None, parameters, decoder.text, "xy,zx,yz", "sum", False, "zeros", 2, "left", "world",
+        0.1, False, 0, "triton", 0), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("changes", "inside"), [
@@ -213,9 +235,23 @@ def test_the_registered_operator_passes_opcheck_on_the_fused_path() -> None:
     ({"config": DecoderConfig(4, density_features=2)}, False),
 ])  # fmt: skip
 def test_coverage_is_what_its_docstring_says(changes: dict[str, Any], inside: bool) -> None:
-    given = {"planes": torch.ones(1, 3, 4, 2, 2), "cells": None, "rays": 7, "config": DecoderConfig(4),
-             "reduce": "sum", "quadrature": "left", "with_weights": False, **changes}
+    given = {"planes": torch.ones(1, 3, 4, 2, 2, dtype=torch.float16), "cells": None, "rays": 7,
+             "config": DecoderConfig(4), "reduce": "sum", "quadrature": "left", "with_weights": False, **changes}
     assert covers(**given) is inside and covers_gradient(**given) is inside
+
+
+@pytest.mark.parametrize(("dtype", "config", "inside"), [
+    (torch.float16, DecoderConfig(64, (128, 128), 63), True), (torch.float16, DecoderConfig(65, (8,)), False),
+    (torch.float32, DecoderConfig(32, (64, 64), 15), True), (torch.float32, DecoderConfig(33, (64,)), False),
+    (torch.float32, DecoderConfig(32, (64,), 16), False),
+])  # fmt: skip
+def test_wide_gradients_take_the_composed_path(dtype: torch.dtype, config: DecoderConfig, inside: bool) -> None:
+    given = (torch.ones(1, 3, 4, 2, 2, dtype=dtype), None, 7, config, "sum", "left", False)
+    assert covers(*given) and covers_gradient(*given) is inside
+    beyond = 129 if dtype == torch.float16 else 65
+    for wide in (DecoderConfig(beyond, (8,)), DecoderConfig(4, (beyond,))):
+        asked = (*given[:3], wide, *given[4:])
+        assert not covers(*asked) and not covers_gradient(*asked)
 
 
 def test_gradients_that_must_repeat_take_the_composed_path() -> None:
@@ -237,6 +273,32 @@ def test_no_kernel_is_compiled_anew_for_counts_scales_or_limits() -> None:
                    "color", "depth", "opacity", "products", "unscale"}
         rest = [name for name in names if name.islower() and name not in numbers]
         assert all(name in tensors or name.startswith("grad_") for name in rest), rest
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels have no cases")
+def test_every_tile_that_a_launch_may_choose_is_a_case() -> None:
+    pytest.importorskip("triton")
+    from rodin_kernels.aot import ARCHS
+    from rodin_kernels.volume_render.cases import cases
+    from rodin_kernels.volume_render.tiles import Widths, forward_tile, launches
+
+    found = cases()
+    assert len({case.name for case in found}) == len(found) and all(len(case.archs) == 1 for case in found)
+    known = {(case.archs[0], case.kernel.__name__, case.constants["BLOCK"], case.num_warps, case.constants.get("KEEP"),
+              case.constants.get("FRESH"), case.signature["planes"] == "*fp32") for case in found}
+    sizes = (16, 32, 64, 128)
+    for arch in ARCHS:
+        for widths in (Widths(c, h, o) for c in sizes for h in sizes for o in sizes[:3]):
+            for size in (2, 4):
+                if size == 4 and max(widths.features, widths.hidden) > 64:
+                    continue
+                tile = forward_tile(arch, size, widths)
+                assert (arch, "forward_kernel", tile.rays, tile.warps, None, None, size == 4) in known
+                if widths.features > 64 or (size == 4 and not widths.narrow):
+                    continue
+                for launch in launches(arch, size, widths, True, True, True):
+                    tile = launch.tile
+                    assert (arch, "backward_kernel", *tile, size == 4) in known, (widths, launch)
 
 
 def test_all_of_the_above_under_the_interpreter() -> None:
