@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# as PyTorch has it, whatever `poisoned` puts in its place
+_empty = torch.empty
 _EMPTIES = ("empty", "empty_like", "empty_strided", "empty_permuted")
 
 
@@ -69,35 +71,85 @@ def assert_within_budget(
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
+def poisoned(around: int = 0) -> Iterator[None]:
     """Fill what torch.empty and its sisters return with NaN (integers: the largest value) inside this context.
 
     An operator that leaves one element of its result unwritten then shows it, whatever the memory held before. Reaches
     calls made from Python; memory that PyTorch's own operators allocate inside is theirs to fill.
+
+    Args:
+        around: so many poisoned elements lie before and after each of these tensors, of those from torch.zeros and of
+            the copies that Tensor.contiguous makes, so that reading past an end shows as well, even where the value
+            meets a zero. A multiple of 16 keeps tensors aligned for wide loads.
+
+    Raises:
+        AssertionError: at the end, if one of the elements around has been written to.
     """
+    margins: list[Tensor] = []
 
-    def spoil(tensor: Tensor) -> Tensor:
-        if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-            return tensor.fill_(float("nan"))
-        return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
-
-    def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def wrap(function: Callable[..., Tensor], *, fill: bool = True) -> Callable[..., Tensor]:
         def poisoned_empty(*args: Any, **kwargs: Any) -> Tensor:
             tensor = function(*args, **kwargs)
             with torch.no_grad():
-                return spoil(tensor)
+                if fill:
+                    _spoil(tensor)
+                if around and tensor.device.type != "meta" and tensor.numel():
+                    tensor, *ends = _amid(tensor, around)
+                    margins.extend(ends)
+                return tensor
 
         return poisoned_empty
 
-    saved: dict[tuple[Any, str], Callable[..., Tensor]] = {(torch, name): getattr(torch, name) for name in _EMPTIES}
-    saved |= {(Tensor, name): getattr(Tensor, name) for name in ("new_empty", "new_empty_strided")}
+    def copied(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        tensor = saved[Tensor, "contiguous"](self, *args, **kwargs)
+        fresh = tensor.data_ptr() != self.data_ptr() and not tensor.requires_grad and tensor.device.type != "meta"
+        if fresh:
+            tensor, *ends = _amid(tensor, around)
+            margins.extend(ends)
+        return tensor
+
+    names = [(torch, name) for name in _EMPTIES] + [(Tensor, name) for name in ("new_empty", "new_empty_strided")]
+    cleared = [(torch, name) for name in ("zeros", "zeros_like")] if around else []
+    copies = [(Tensor, "contiguous")] if around else []
+    saved: dict[tuple[Any, str], Callable[..., Tensor]] = {key: getattr(*key) for key in names + cleared + copies}
     try:
         for (owner, name), function in saved.items():
-            setattr(owner, name, wrap(function))
+            setattr(owner, name, wrap(function, fill=(owner, name) not in cleared))
+        for owner, name in copies:
+            setattr(owner, name, copied)
         yield
     finally:
         for (owner, name), function in saved.items():
             setattr(owner, name, function)
+    for margin in margins:
+        clean = torch.equal(margin, _spoil(margin.clone())) if not margin.is_floating_point() else margin.isnan().all()
+        assert clean, "memory before or after a tensor was written to"
+
+
+def amid_poison(tensor: Tensor, around: int = 64) -> Tensor:
+    """The same values and strides in memory whose `around` elements before and after are NaN (integers: the largest).
+
+    What an operator reads outside of the tensor then shows, even where the value meets a zero.
+    """
+    with torch.no_grad():
+        return _amid(tensor.detach(), around)[0].requires_grad_(tensor.requires_grad)
+
+
+def _spoil(tensor: Tensor) -> Tensor:
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        return tensor.fill_(float("nan"))
+    return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+
+def _amid(tensor: Tensor, around: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A copy with the same strides inside a poisoned buffer, and the buffer's two ends."""
+    if tensor.numel() == 0:
+        return tensor, tensor, tensor
+    length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    buffer = _spoil(_empty(length + 2 * around, dtype=tensor.dtype, device=tensor.device))
+    buffer[around : around + length] = tensor.as_strided((length,), (1,), tensor.storage_offset())
+    inner = buffer.as_strided(tensor.shape, tensor.stride(), around)
+    return inner, buffer[:around], buffer[around + length :]
 
 
 def random_tensor(
@@ -128,7 +180,7 @@ def random_planes(
     return stored_as(planes, storage)
 
 
-#: Ways in which the same set of planes may lie in memory.
+#: Ways in which the same set of planes may lie in memory; "sliced" has NaN between its rows.
 STORAGES = ("contiguous", "channels_last", "rolled_out", "sliced", "expanded")
 
 
@@ -141,7 +193,7 @@ def stored_as(planes: Tensor, storage: str) -> Tensor:
     if storage == "rolled_out":
         return planes.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4)
     if storage == "sliced":
-        padded = planes.new_zeros([size + 2 for size in planes.shape])
+        padded = planes.new_full([size + 2 for size in planes.shape], float("nan"))
         inner = padded[tuple(slice(1, 1 + size) for size in planes.shape)]
         return inner.copy_(planes)
     if storage == "expanded":

@@ -104,6 +104,17 @@ def test_a_few_kernels_compile_to_what_the_golden_file_says(operator: str, name:
 
 
 @compiled
+def test_hopper_reads_and_adds_128_bits_and_nothing_spills() -> None:
+    found = {case.name: case for case in inspect.cases_of("triplane_sample")}
+    reads = compile_case(found["sample bf16 C32"], "sm_90")
+    adds = compile_case(found["plane gradient bf16 C32"], "sm_90")
+    assert (reads.spills, adds.spills) == (0, 0)
+    assert (reads.loads[128], reads.stores) == (12, {128: 1})
+    assert adds.atomics == {128: 12}
+    assert "REDG.E.ADD.F32x4" in adds.assembly
+
+
+@compiled
 def test_the_command_prints_compares_and_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,18 +17,22 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, configs, plane_axes, rollout_conv, rollout_conv_reference
 from rodin_kernels.rollout_conv import choice, launches, own_plane_method, weight_gradient
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
-from rodin_kernels.testing import assert_within_budget, poisoned, random_planes, random_tensor
+from rodin_kernels.testing import STORAGES, amid_poison, assert_within_budget, poisoned, random_planes, random_tensor
 
 interpret = pytest.mark.interpret
 
 
 @pytest.fixture(autouse=True)
-def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick_interpreter(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, watched_addresses: None
+) -> Iterator[None]:
     """The interpreter checks every integer operation for overflow, at half of its time; one test leaves it on."""
     if os.environ.get("TRITON_INTERPRET") == "1" and "checked" not in request.node.name:
         builder = __import__("triton.runtime.interpreter", fromlist=["_"]).interpreter_builder
@@ -39,9 +43,9 @@ def quick_interpreter(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 def inputs(
     *, sizes: tuple[int, int, int] | int = 4, batch: int = 1, channels: int = 2, outputs: int = 3, kernel: int = 3,
     per_plane: bool = False, bias: bool = True, storage: str = "contiguous", dtype: torch.dtype = torch.float32,
-    layout: tuple[str, str, str] = RODIN,
+    layout: tuple[str, str, str] = RODIN, device: str = "cpu",
 ) -> list[Tensor]:  # fmt: skip
-    """Planes (one tensor, or three for sizes of x, y, z), weight and bias, ready for gradients."""
+    """Planes (one tensor, or three for sizes of x, y, z), weight and bias amid NaN, ready for gradients."""
     planes = [random_planes(batch, channels, sizes, storage=storage)] if isinstance(sizes, int) else [
         random_tensor(batch, channels, sizes[row], sizes[column], seed=index)
         for index, (column, row) in enumerate(plane_axes(layout))
@@ -49,7 +53,7 @@ def inputs(
     lead = (3, outputs) if per_plane else (outputs,)
     weight = random_tensor(*lead, 3 * channels, kernel, kernel, seed=5)
     tensors = [*planes, weight, *([random_tensor(*lead, seed=6)] if bias else [])]
-    return [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    return [amid_poison(tensor.to(device, dtype)).requires_grad_() for tensor in tensors]
 
 
 def results(function: Any, tensors: list[Tensor], separate: bool, bias: bool, **options: Any) -> list[Tensor]:
@@ -59,14 +63,15 @@ def results(function: Any, tensors: list[Tensor], separate: bool, bias: bool, **
     out = function(planes, *rest, **options) if bias else function(planes, rest[0], **options)
     outputs = [out] if isinstance(out, Tensor) else list(out)
     cotangents = [random_tensor(*y.shape, seed=9 + i, dtype=y.dtype) for i, y in enumerate(outputs)]
+    cotangents = [amid_poison(torch.empty_like(y).copy_(c)) for y, c in zip(outputs, cotangents, strict=True)]
     return [*outputs, *torch.autograd.grad(outputs, tensors, cotangents)]
 
 
 def assert_right(setting: dict[str, Any], options: dict[str, Any], method: str = "gemm") -> None:
-    """Forward and every gradient of the kernels are within the budget, and every element is written."""
+    """Forward and every gradient are within the budget, every element is written, nothing beside tensors is touched."""
     tensors = inputs(**setting, layout=options.get("layout", RODIN))
     separate, bias = not isinstance(setting.get("sizes", 0), int), setting.get("bias", True)
-    with own_plane_method(method), poisoned():
+    with own_plane_method(method), poisoned(around=64):
         actual = results(rollout_conv, tensors, separate, bias, backend="triton", **options)
     doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
     exact = results(rollout_conv_reference, doubles, separate, bias, **options)
@@ -118,6 +123,31 @@ def test_tiles_at_borders_and_away_from_them_agree(
     torch.testing.assert_close(have, rollout_conv_reference(planes, weight, **options), rtol=1e-5, atol=1e-5)
 
 
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Any convolution of tiny planes: setting, options and method as `assert_right` takes them."""
+    kernel, stride, transposed = draw(st.sampled_from((1, 3, 5))), draw(st.integers(1, 2)), draw(st.booleans())
+    padding = draw(st.integers(0, kernel - 1))
+    step = Step(stride, padding, transposed)
+    lengths = st.integers(1, 6).filter(lambda size: step.output_size(size, kernel) >= 1)
+    sizes = draw(st.one_of(lengths, st.tuples(lengths, lengths, lengths)))
+    setting = {
+        "sizes": sizes, "kernel": kernel, "batch": draw(st.integers(1, 2)), "channels": draw(st.integers(1, 4)),
+        "outputs": draw(st.sampled_from((1, 3, 17))), "per_plane": draw(st.booleans()), "bias": draw(st.booleans()),
+        "dtype": draw(st.sampled_from((torch.float32, torch.float16))), "storage": draw(st.sampled_from(STORAGES)),
+    }  # fmt: skip
+    layout = draw(st.sampled_from((RODIN, RODINHD, EG3D_FIXED, ("yx", "xz", "yz"))))
+    options = {"layout": layout, "stride": stride, "padding": padding, "transposed": transposed}
+    return setting, options, draw(st.sampled_from(("gemm", "gemm", "library")))
+
+
+@interpret
+@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+@given(call=calls())
+def test_any_shape_layout_dtype_and_step_is_right(call: tuple[dict[str, Any], dict[str, Any], str]) -> None:
+    assert_right(*call)
+
+
 @interpret
 def test_tuned_parameters_change_nothing_but_the_time() -> None:
     wanted: dict[str, dict[str, Any]] = {
@@ -128,6 +158,32 @@ def test_tuned_parameters_change_nothing_but_the_time() -> None:
         for kernel, config in wanted.items():
             stack.enter_context(configs.forced("rollout_conv", kernel, config))
         assert_right({"sizes": 5, "channels": 3}, {}, "auto")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["gemm", "library", "auto"])
+@pytest.mark.parametrize("setting, options", [
+    ({"sizes": 64, "channels": 192, "outputs": 192, "storage": "channels_last"}, {}),
+    ({"sizes": 33, "channels": 80, "outputs": 48, "batch": 2, "per_plane": True}, {"layout": RODINHD}),
+    ({"sizes": (12, 40, 24), "channels": 33, "outputs": 65, "bias": False}, {"stride": 2}),
+    ({"sizes": 16, "channels": 64, "outputs": 128, "storage": "rolled_out"}, {"stride": 2, "transposed": True}),
+    ({"sizes": 19, "channels": 16, "outputs": 24, "kernel": 5}, {"padding": 2}),
+    ({"sizes": 9, "channels": 3, "outputs": 1, "kernel": 1, "batch": 3}, {"padding": 0}),
+])  # fmt: skip
+def test_on_a_gpu(
+    setting: dict[str, Any], options: dict[str, Any], method: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what plain PyTorch errs by without tf32 is the budget
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert_right({**setting, "dtype": dtype, "device": "cuda"}, options, method)
+
+
+@pytest.mark.gpu
+def test_results_on_a_gpu_have_the_same_bits_every_time() -> None:
+    tensors = inputs(sizes=32, channels=64, outputs=64, dtype=torch.bfloat16, device="cuda")
+    first, *others = [results(rollout_conv, tensors, False, True, backend="triton") for _ in range(100)]
+    assert all(torch.equal(a, b) for other in others for a, b in zip(other, first, strict=True))
 
 
 @interpret

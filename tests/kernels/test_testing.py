@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rodin_kernels.testing import STORAGES, assert_within_budget, gradients, poisoned, random_planes, random_tensor
+from rodin_kernels.testing import (
+    STORAGES,
+    amid_poison,
+    assert_within_budget,
+    gradients,
+    poisoned,
+    random_planes,
+    random_tensor,
+)
 
 
 def rounded(exact: torch.Tensor, noise: float) -> torch.Tensor:
@@ -54,6 +62,32 @@ def test_fresh_memory_is_poisoned_inside_and_only_inside() -> None:
         assert torch.empty(2, dtype=torch.int64).eq(2**63 - 1).all()
         assert torch.equal(torch.zeros(2), torch.tensor([0.0, 0.0]))
     assert not hasattr(torch.empty, "__wrapped__") and torch.empty.__name__ == "empty"
+
+
+def test_memory_around_tensors_is_poisoned_and_watched() -> None:
+    with poisoned(around=16):
+        for made in (torch.empty(2, 3), torch.zeros(2, 3), torch.ones(1).new_empty(6).view(2, 3)):
+            beside = made.as_strided((38,), (1,), 0)
+            assert beside[:16].isnan().all() and beside[22:].isnan().all() and made.is_contiguous()
+            assert made.data_ptr() % 16 == 0
+        turned = torch.ones(3, 2).t()
+        assert turned.contiguous().as_strided((6,), (1,), 22).isnan().all() and torch.equal(turned.contiguous(), turned)
+        assert torch.zeros(2, 3).eq(0).all() and torch.empty(0).shape == (0,)
+    with pytest.raises(AssertionError, match="was written to"), poisoned(around=16):
+        torch.zeros(4).as_strided((1,), (1,), 20).fill_(1.0)
+    with pytest.raises(AssertionError, match="was written to"), poisoned(around=16):
+        torch.empty(4, dtype=torch.int64).as_strided((1,), (1,), 15).fill_(1)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_tensor_amid_poison_is_the_same_otherwise(storage: str) -> None:
+    planes = random_planes(2, 3, 4, storage=storage).requires_grad_()
+    amid = amid_poison(planes, 8)
+    assert torch.equal(amid, planes) and amid.stride() == planes.stride() and amid.requires_grad and amid.is_leaf
+    last = amid.untyped_storage().size() // 4 - 8
+    assert all(amid.detach().as_strided((8,), (1,), first).isnan().all() for first in (0, last))
+    with poisoned(around=16):
+        assert torch.equal(amid_poison(planes, 8), planes)
 
 
 def test_factories_depend_on_the_seed_alone() -> None:

@@ -295,6 +295,20 @@ def test_nothing_is_left_unwritten_and_results_repeat(reduce: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
+def test_a_hundred_repeats_by_many_threads_give_the_same_bits() -> None:
+    planes = stored_as(random_tensor(1, 3, 8, 6, 6), "channels_last").requires_grad_()
+    points = points_in(1, 4000, dtype=torch.float32).requires_grad_()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for repeat in range(100):
+            torch.set_num_threads(4 if repeat else 1)
+            features = sample_triplane(planes, points)
+            found.append([features, *gradients(features, (planes, points))])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for again in found[1:] for a, b in zip(again, found[0], strict=True))
+
+
 def test_gradient_of_channels_last_planes_is_channels_last() -> None:
     planes = stored_as(random_tensor(2, 3, 5, 6, 6), "channels_last").requires_grad_()
     sample_triplane(planes, points_in(2, 10, dtype=torch.float32)).sum().backward()
