@@ -18,7 +18,8 @@ class ModelIndex:
     """What `model_index.json` says: the model's name and how it is best sampled.
 
     `guidance_stop`: after which share of the way from noise to planes guidance ends, 1 for never (`BaseDiffusion`).
-    `text_prior`: whether words go through the latent prior (to z of a picture that fits them) or are used as they are.
+    `text_prior`: whether words go through the latent prior, which decides what they leave open, or are used as they
+    are; `prior_scale`: how strictly it keeps to them.
     `edit_strength`: how far `edit` moves z when the caller does not say. `candidates`: of how many avatars the one is
     kept that looks most like what was asked for.
     """
@@ -26,6 +27,7 @@ class ModelIndex:
     format: str = FORMAT
     name: str = "rodin-mini"
     text_prior: bool = False
+    prior_scale: float = 1.0
     num_inference_steps: int = 25
     guidance_scale: float = 2.0
     guidance_stop: float = 1.0

@@ -240,8 +240,8 @@ class RodinPipeline:
         return z.to(self.device, torch.float32).repeat_interleave(each, 0)
 
     def _from_prior(self, seeds: list[int], text_z: Tensor | None) -> Tensor:
-        rows = [self.prior.sample([stage_generator(seed, "latent")], None if text_z is None else text_z[i:i + 1])
-                for i, seed in enumerate(seeds)]
+        rows = [self.prior.sample([stage_generator(seed, "latent")], None if text_z is None else text_z[i:i + 1],
+                                  guidance_scale=self.index.prior_scale) for i, seed in enumerate(seeds)]
         return torch.cat(rows).float()
 
     def _latent_of(self, avatar: Avatar) -> Tensor:

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True)
     parser.add_argument("--name", default=defaults.name)
     parser.add_argument("--text-prior", action="store_true", help="send words through the latent prior")
+    parser.add_argument("--prior-scale", type=float, default=defaults.prior_scale)
     parser.add_argument("--steps", type=int, default=defaults.num_inference_steps)
     parser.add_argument("--guidance", type=float, default=defaults.guidance_scale)
     parser.add_argument("--guidance-stop", type=float, default=defaults.guidance_stop)
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         decoder, _, conventions = load_decoder(args.decoder)
-        index = ModelIndex(name=args.name, text_prior=args.text_prior, num_inference_steps=args.steps,
+        index = ModelIndex(name=args.name, text_prior=args.text_prior, prior_scale=args.prior_scale,
+                           num_inference_steps=args.steps,
                            guidance_scale=args.guidance, guidance_stop=args.guidance_stop,
                            upsampler_steps=args.upsampler_steps, edit_strength=args.edit_strength,
                            candidates=args.candidates)

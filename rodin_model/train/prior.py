@@ -1,7 +1,11 @@
-"""`python -m rodin_model.train.prior`: train the diffusion over z on pictures and captions of a data set.
+"""`python -m rodin_model.train.prior`: train the diffusion over z.
 
-The frozen towers turn every avatar's frontal picture, seen a little differently each time, into targets and captions of
-it into conditions; both are computed once and kept beside the training state.
+With `--words N` it completes descriptions: the condition is the z of a caption that names a part of an avatar's
+attributes, the target that of one that names them all. Captions cost nothing, so N avatars are drawn anew. What the
+words leave open is then decided here, and the diffusion over planes need not mix what it might be.
+
+With `--data` the targets are pictures: the frozen towers turn every avatar's frontal picture, seen a little differently
+each time, into targets and captions of it into conditions. Either is computed once and kept beside the training state.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from rodin_model import checkpoints
+from rodin_model.avatars.attributes import sample_attributes
 from rodin_model.avatars.captions import caption
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.latent_prior import LatentPrior
@@ -32,10 +38,13 @@ from rodin_model.train.resume import (
 )
 from rodin_model.train.towers import Pictures, augment, encode_sorted, on_background
 
+#: Avatar i that only words are learnt from is drawn from this million plus i, far from training and held-out avatars.
+WORDS_SEED = 20
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How the prior is trained."""
+    """How the prior is trained; `words`: of so many avatars, drawn anew, `looks` full and `captions` part captions."""
 
     steps: int = 3000
     batch: int = 128
@@ -45,6 +54,7 @@ class Settings:
     drop: float = 0.25
     captions: int = 8
     looks: int = 4
+    words: int = 0
     seed: int = 0
 
 
@@ -67,6 +77,26 @@ def collect_latents(conditioner: TowerConditioner, data: Sequence[str | Path], s
                  for i in avatars for k in range(settings.captions)]
         text.append(encode_sorted(conditioner.towers, texts).unflatten(0, (len(avatars), settings.captions)))
     return {"image": torch.cat(image).cpu(), "text": torch.cat(text).cpu()}
+
+
+@torch.no_grad()
+def collect_words(conditioner: TowerConditioner, settings: Settings) -> dict[str, Tensor]:
+    """{"image": [N, looks, 512], "text": [N, captions, 512]} of `settings.words` avatars, both of words.
+
+    In place of pictures stand captions that name everything; the others name a part.
+    """
+    full, part = [], []
+    for i in tqdm(range(settings.words), desc="captions", disable=None):
+        attributes = sample_attributes(WORDS_SEED * 1_000_000 + i)
+        rng = np.random.default_rng([settings.seed, 0x30D5, i])
+        full += [caption(attributes, rng, full=1.0) for _ in range(settings.looks)]
+        part += [caption(attributes, rng, full=None) for _ in range(settings.captions)]
+
+    def encode(texts: list[str], each: int) -> Tensor:
+        parts = [encode_sorted(conditioner.towers, texts[i:i + 2048]) for i in range(0, len(texts), 2048)]
+        return torch.cat(parts).unflatten(0, (settings.words, each)).cpu()
+
+    return {"image": encode(full, settings.looks), "text": encode(part, settings.captions)}
 
 
 class PriorTrainer:
@@ -132,7 +162,7 @@ class PriorTrainer:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rodin_model.train.prior", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", nargs="+", required=True, help="folders of data sets")
+    parser.add_argument("--data", nargs="+", default=[], help="folders of data sets, if not --words")
     parser.add_argument("--towers", required=True, help="folder of the frozen towers")
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
     parser.add_argument("--device", default="cpu")
@@ -140,10 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = settings_of(options, Settings)
     try:
+        if bool(options.data) == bool(settings.words):
+            raise ValueError("one of --data and --words says what z are learnt from; got "
+                             + ("both" if options.data else "neither"))
         path = Path(options.output) / "state" / "latents.safetensors"
         if not path.is_file():
             conditioner = TowerConditioner.from_folder(options.towers).to(options.device)
-            checkpoints.save_tensors(path, collect_latents(conditioner, options.data, settings))
+            checkpoints.save_tensors(path, collect_words(conditioner, settings) if settings.words
+                                     else collect_latents(conditioner, options.data, settings))
         latents, _ = checkpoints.load_tensors(path)
         PriorTrainer(options.output, settings, latents["image"], latents["text"], device=options.device).run()
     except (ValueError, OSError) as error:

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rodin_model import checkpoints
 from rodin_model.latent_prior import LatentPrior, cosine_alpha_bars
+from rodin_model.train import prior as command
 from rodin_model.train.prior import PriorTrainer, Settings
 
 
@@ -118,3 +120,18 @@ def test_bad_requests() -> None:
         prior.sample(seeds(1), steps=0)
     with pytest.raises(ValueError, match="same avatars"):
         PriorTrainer("unused", Settings(), torch.zeros(2, 1, 512), torch.zeros(3, 1, 512), prior)
+
+
+def test_a_prior_of_words_alone_needs_no_pictures(tiny_model_dir: Path, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--towers", str(tiny_model_dir / "towers"), "--output", str(tmp_path / "prior"), "--steps", "3",
+                 "--batch", "4", "--looks", "1", "--captions", "2"]
+    assert command.main([*arguments, "--words", "6"]) == 0
+    latents, _ = checkpoints.load_tensors(tmp_path / "prior" / "state" / "latents.safetensors")
+    assert (latents["image"].shape, latents["text"].shape) == ((6, 1, 512), (6, 2, 512))
+    full, part = latents["image"], latents["text"]
+    assert float((full * part).sum(-1).mean()) > float((full * part.roll(1, 0)).sum(-1).mean())
+    assert LatentPrior.from_folder(tmp_path / "prior").sample(seeds(2), part[:2, 0]).shape == (2, 512)
+    for wrong in ([], ["--words", "6", "--data", "some"]):
+        assert command.main([*arguments, *wrong]) == 2
+        assert "one of --data and --words" in capsys.readouterr().err
