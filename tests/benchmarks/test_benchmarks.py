@@ -177,7 +177,7 @@ def test_a_loan_bounds_its_stages_and_keeps_what_is_known(tmp_path: Path, monkey
     commands = {"hangs": [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"],
                 "talks": [sys.executable, "-c", "print('x' * 5000, 'end')"]}
     begin = time.monotonic()
-    summary = loan.spend(0.1, tmp_path, (("hangs", 0.5), ("talks", 0.5)), commands)
+    summary = loan.spend(0.5, tmp_path, (("hangs", 0.1), ("talks", 0.9)), commands)
     assert time.monotonic() - begin < 20
     assert "stopped" in summary["stages"]["hangs"]["ended"]
     assert (tmp_path / "hangs.log").read_text(encoding="utf-8").startswith("begun")
