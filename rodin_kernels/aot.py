@@ -65,7 +65,7 @@ class Report:
 
     Attributes:
         registers: per thread (per lane and with accumulation registers on AMD).
-        spills: bytes of local memory per thread; on AMD spilled registers.
+        spills: bytes of local memory per thread; on AMD of its private segment.
         shared: bytes of shared memory per program.
         tensor: how many tensor-core instructions of each kind: HMMA, HGMMA, UTCHMMA, MFMA.
         loads, stores, atomics: how many instructions on global memory of each width in bits.
@@ -169,7 +169,8 @@ def _read_amd(compiled: Any, warps: int, arch: str) -> Report:
     shared = compiled.metadata.shared
     return Report(
         registers=registers,
-        spills=_amd_field(text, "vgpr_spill_count") + _amd_field(text, "sgpr_spill_count"),
+        # bytes of memory, as above; scalar registers kept in lanes of vector registers are no trip to memory
+        spills=_amd_field(text, "private_segment_fixed_size"),
         shared=shared,
         tensor={name.replace("v_mfma", "MFMA"): n for name, n in Counter(_TENSOR_CORES.findall(text)).items()},
         loads=dict(accesses["load"]),

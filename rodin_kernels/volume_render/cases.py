@@ -19,18 +19,8 @@ _DEMANDING = {"ACTIVATION": 2, "DENSITY": 0, "COLOR": 1, "JITTER": True, "ALIGN"
 
 
 def cases() -> list[Case]:
-    """Both passes of the usual and of the widest decoder, in each precision, for each architecture; needs Triton.
-
-    What gfx942 moves from scalar registers to lanes, and from vector registers to those for accumulation, counts as
-    spilled although nothing goes to memory; `moving_cases` has the kernels that do.
-    """
-    moving = {case.name for case in moving_cases()}
-    return [case for arch in ARCHS for case in _of(arch) if case.name not in moving]
-
-
-def moving_cases() -> list[Case]:
-    """The gfx942 cases that move registers about, none of them to memory (private_segment_fixed_size is 0)."""
-    return [case for case in _of("gfx942") if case.kernel.__name__ == "backward_kernel" or " 64-64-64-64 " in case.name]
+    """Both passes of the usual and of the widest decoder, in each precision, for each architecture; needs Triton."""
+    return [case for arch in ARCHS for case in _of(arch)]
 
 
 def _of(arch: str) -> Iterator[Case]:

@@ -279,10 +279,10 @@ def test_no_kernel_is_compiled_anew_for_counts_scales_or_limits() -> None:
 def test_every_tile_that_a_launch_may_choose_is_a_case() -> None:
     pytest.importorskip("triton")
     from rodin_kernels.aot import ARCHS
-    from rodin_kernels.volume_render.cases import cases, moving_cases
+    from rodin_kernels.volume_render.cases import cases
     from rodin_kernels.volume_render.tiles import Widths, forward_tile, launches
 
-    found = [*cases(), *moving_cases()]
+    found = cases()
     assert len({case.name for case in found}) == len(found) and all(len(case.archs) == 1 for case in found)
     known = {(case.archs[0], case.kernel.__name__, case.constants["BLOCK"], case.num_warps, case.constants.get("KEEP"),
               case.constants.get("FRESH"), case.signature["planes"] == "*fp32") for case in found}
