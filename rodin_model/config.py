@@ -2,7 +2,7 @@
 
 | preset    | fitted planes | base diffusion              | upsampler  | for                                   |
 |-----------|---------------|-----------------------------|------------|---------------------------------------|
-| `mini`    | 3x16x128^2    | 32^2, about 8 M parameters  | 32 -> 128  | the shipped model; trains on 2 cores  |
+| `mini`    | 3x16x128^2    | 32^2, about 4 M parameters  | 32 -> 128  | the shipped model; trains on 2 cores  |
 | `rodin`   | 3x32x256^2    | 64^2, about 330 M           | 64 -> 256  | the paper (CVPR 2023)                 |
 | `rodinhd` | 3x32x512^2    | 128^2, about 340 M          | 128 -> 512 | the follow-up (ECCV 2024)             |
 
@@ -101,12 +101,27 @@ class NoiseConfig:
 class PrincipalConfig:
     """The leading components of the planes, kept at `resolution`, and the residual MLP that denoises them."""
 
-    components: int = 208
-    resolution: int = 16
-    width: int = 512
+    components: int = 128
+    resolution: int = 32
+    width: int = 448
     blocks: int = 3
     embedding: int = 256
     dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class AmortizedConfig:
+    """The function from descriptions of `description` numbers to planes (`rodin_model.amortized`).
+
+    A residual MLP of `blocks` blocks, `width` wide, gives `components` numbers, of which the planes are a linear map.
+    """
+
+    description: int
+    resolution: int = 32
+    channels: int = 16
+    width: int = 512
+    blocks: int = 3
+    components: int = 256
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "mini": Preset(
         planes=PlanesConfig(),
-        base=UNetConfig(resolution=32, in_channels=32, out_channels=16, channels=32, channel_mult=(2, 4), blocks=(1, 1),
-                        attention=(8,), cross_plane=(16, 8), head_channels=64, embedding=256, groups=8,
+        base=UNetConfig(resolution=32, in_channels=32, out_channels=16, channels=32, channel_mult=(1, 2), blocks=(1, 1),
+                        attention=(8,), cross_plane=(16, 8), head_channels=32, embedding=256, groups=8,
                         positions=True, patch=2),
         base_noise=NoiseConfig(start=0.2, tau=2.0),
         upsampler=UNetConfig(resolution=128, in_channels=32, out_channels=16, channels=48, channel_mult=(1, 2),

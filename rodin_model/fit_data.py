@@ -7,6 +7,7 @@ batch that it is in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import checkpoints
 from .cameras import box_near_far
 
 #: Points further than this from the surface, in world units, are far: they tell where nothing is.
 FAR = 0.1
+
+
+#: Where faces are, in box coordinates: x, y and z each from .. to.
+FACE = ((-0.42, 0.42), (-0.32, 0.46), (0.12, 1.0))
 
 
 class Cloud(NamedTuple):
@@ -58,23 +64,47 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
-def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]], far_share: float = 0.25) -> Cloud:
+def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]], far_share: float = 0.25,
+                face_share: float = 0.0) -> Cloud:
     """`count` points of each avatar, drawn with replacement by that avatar's key; colours become float in [0, 1].
 
-    A share of `far_share` is drawn among the points further than `FAR` from the surface, the rest among the others.
+    A share of `far_share` is drawn among the points further than `FAR` from the surface, one of `face_share` among the
+    others inside `FACE`, the rest among all others.
     """
     device, index = cloud.points.device, []
     for row, key in enumerate(keys):
-        far = cloud.distance[row].abs() > FAR
-        pools = [pool if len(pool) else torch.arange(len(far), device=device)
-                 for pool in (far.nonzero()[:, 0], (~far).nonzero()[:, 0])]
+        near = cloud.distance[row].abs() <= FAR
+        where = [near.logical_not(), near]
+        if face_share:
+            where.insert(1, near & _in_face(cloud.points[row]))
+        pools = [pool if len(pool) else torch.arange(len(near), device=device)
+                 for pool in (mask.nonzero()[:, 0] for mask in where)]
         drawn = torch.rand(count, generator=generator(*key), dtype=torch.float64).to(device)
-        split = int(count * far_share)
-        index.append(torch.cat([pool[(part * len(pool)).long()]
-                                for pool, part in zip(pools, (drawn[:split], drawn[split:]), strict=True)]))
+        ends = [0, int(count * far_share), *([int(count * (far_share + face_share))] if face_share else []), count]
+        index.append(torch.cat([pool[(drawn[a:b] * len(pool)).long()]
+                                for pool, a, b in zip(pools, ends[:-1], ends[1:], strict=True)]))
     chosen, rows = torch.stack(index), torch.arange(len(keys), device=device)[:, None]
     return Cloud(cloud.points[rows, chosen].float(), cloud.distance[rows, chosen].float(),
                  cloud.color[rows, chosen].float() / 255)
+
+
+def _in_face(points: Tensor) -> Tensor:
+    low, high = points.new_tensor(FACE).T
+    return ((points >= low) & (points <= high)).all(-1)
+
+
+def load_clouds(folders: Sequence[str | Path]) -> Cloud:
+    """The points of all avatars of some data sets, in the types they are stored in; FileNotFoundError for none."""
+    clouds = []
+    for folder in folders:
+        shards = sorted(Path(folder).glob("shard-*.safetensors"))
+        if not shards:
+            raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
+                                    "make some with python -m rodin_model.avatars.dataset")
+        for shard in shards:
+            tensors, _ = checkpoints.load_tensors(shard)
+            clouds.append(Cloud(tensors["points"], tensors["distance"], tensors["color"]))
+    return Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
 
 
 def ray_depths(views: Views) -> Tensor:

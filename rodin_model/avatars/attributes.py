@@ -47,6 +47,9 @@ SHAPE: tuple[str, ...] = (
     "hair_hue", "hair_value", "cloth_hue", "cloth_value", "accessory_size", "accessory_color",
 )
 
+#: Length of `Attributes.vector`.
+VECTOR_SIZE = sum(map(len, CHOICES.values())) + len(SHAPE)
+
 
 @dataclass(frozen=True)
 class Attributes:
@@ -87,6 +90,11 @@ class Attributes:
     def label(self, name: str) -> int:
         """The position of this avatar's value among `CHOICES[name]`."""
         return CHOICES[name].index(getattr(self, name))
+
+    def vector(self) -> tuple[float, ...]:
+        """All of it as `VECTOR_SIZE` numbers: a one-hot code of each name in the order of CHOICES, then the numbers."""
+        words = (float(index == self.label(name)) for name, names in CHOICES.items() for index in range(len(names)))
+        return (*words, *self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""

@@ -43,6 +43,11 @@ class Recipe:
     surface: int = 40_000
 
 
+def imagined_avatars(seed: int, count: int) -> list[Attributes]:
+    """What the first `count` avatars of data set `seed` are; their pictures and points need not exist."""
+    return [sample_attributes(seed * SEED_STEP + number) for number in range(count)]
+
+
 def avatar_cameras(identity: int, views: int, size: int) -> list[Camera]:
     """The cameras of one avatar: the front (yaw 0, pitch 5 degrees), then seeded ones all around."""
     return [Camera.orbit(0.0, 5.0, size), *sample_cameras(views - 1, identity, size)][:views]

@@ -37,7 +37,8 @@ class Hair:
         if self.style in ("buzz cut", "mohawk"):
             self.sides = torch.tensor(palette.blend(rgb, skin_rgb(a), 0.25), device=device)
         self.rgb = torch.tensor(rgb, device=device)
-        self.curls = Curls(a, head, self.volume, self.line, device)
+        if self.style == "curly":
+            self.curls = Curls(a, head, self.volume, self.line, device)
         self.tie = torch.tensor(palette.accessory(a.number("accessory_color")), device=device)
 
     def distance(self, p: Place) -> Tensor:

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
     if model.principal is not None:
         model.principal.load_state_dict(PrincipalDenoiser.from_folder(args.principal).state_dict())
         model.principal.requires_grad_(False)
+    if args.init:
+        model.unet.load_state_dict(BaseDiffusion.from_folder(args.init).unet.state_dict())
     latents = Latents.load(args.latents)
     trainer = DenoiserTrainer(args.output, model, settings, BaseLosses(planes, avatars, latents, settings), args.device)
     trainer.run(args.until, save_every=args.save_every)
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = arguments_of(__doc__, "base")
     parser.add_argument("--principal", help="the folder model/ of rodin_model.train.principal, for presets with one")
+    parser.add_argument("--init", help="the folder model/ of a trained base diffusion whose U-Net to start from")
     args = parser.parse_args(arguments)
     try:
         run(args)

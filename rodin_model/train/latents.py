@@ -16,18 +16,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rodin_model import checkpoints
+from rodin_model.avatars.attributes import Attributes
 from rodin_model.avatars.captions import caption
+from rodin_model.avatars.dataset import imagined_avatars
 from rodin_model.conditioning import Conditioner
+from rodin_model.train.resume import add_imagined
 from rodin_model.train.towers import encode_sorted
 
 
 class Latents:
-    """z of pictures [N, V, 512] and of captions [N, W, 512] of the same N avatars, any float dtype."""
+    """z of pictures [N, V, 512] and of captions [M, W, 512], M >= N, any float dtype.
+
+    Row i of both is avatar i; avatars from N on are known by their words alone.
+    """
 
     def __init__(self, pictures: Tensor, words: Tensor) -> None:
-        if pictures.ndim != 3 or words.ndim != 3 or len(pictures) != len(words):
-            raise ValueError(f"pictures and words must be [N, n, 512] of the same avatars; got {tuple(pictures.shape)} "
-                             f"and {tuple(words.shape)}")
+        if pictures.ndim != 3 or words.ndim != 3 or not 0 < len(pictures) <= len(words):
+            raise ValueError("pictures and words must be [N, V, 512] and [M, W, 512], M >= N > 0, of the same avatars; "
+                             f"got {tuple(pictures.shape)} and {tuple(words.shape)}")
         self.pictures, self.words = pictures, words
 
     @classmethod
@@ -41,29 +47,35 @@ class Latents:
     def draw(self, avatars: Sequence[int], rng: np.random.Generator, text_share: float) -> Tensor:
         """One z [512] for each avatar, of one of its captions with probability `text_share`, else of one of its views.
 
-        Half of the pictures are the frontal view 0. [B, 512] float32.
+        Half of the pictures are the frontal view 0; what has no pictures is always worded. [B, 512] float32.
         """
         count, who = len(avatars), torch.as_tensor(avatars)
+        pictured = who < len(self.pictures)
         views = np.where(rng.random(count) < 0.5, 0, rng.integers(0, self.pictures.shape[1], count))
         captions = rng.integers(0, self.words.shape[1], count)
-        worded = torch.from_numpy(rng.random(count) < text_share)[:, None]
-        seen, told = (source[who, torch.from_numpy(which)].float()
-                      for source, which in ((self.pictures, views), (self.words, captions)))
-        return torch.where(worded, told, seen)
+        worded = torch.from_numpy(rng.random(count) < text_share) | ~pictured
+        seen, told = (source[rows, torch.from_numpy(which)].float()
+                      for source, rows, which in ((self.pictures, who * pictured, views), (self.words, who, captions)))
+        return torch.where(worded[:, None], told, seen)
 
 
 @torch.no_grad()
-def encode_data(data: str | Path, conditioner: Conditioner, views: int, captions: int, seed: int = 0) -> Latents:
-    """z float16 of the first `views` views on white, and of `captions` captions, of every avatar of a data set."""
+def encode_data(data: str | Path, conditioner: Conditioner, views: int, captions: int, seed: int = 0,
+                more: Sequence[Attributes] = ()) -> Latents:
+    """z float16 of the first `views` views on white, and of `captions` captions, of every avatar of a data set.
+
+    `more` avatars, of which there are no pictures, follow with their captions.
+    """
     from rodin_model.avatars.dataset import AvatarDataset
 
     dataset, rng = AvatarDataset(data), np.random.default_rng(seed)
     pictures, words = [], []
-    for i in tqdm(range(len(dataset)), disable=None, desc="latents"):
-        seen = dataset.images(i)[:views].permute(0, 3, 1, 2)
-        texts = [caption(dataset.attributes(i), rng) for _ in range(captions)]
-        pictures.append(conditioner.encode_image(seen).half().cpu())
-        words.append(encode_sorted(conditioner, texts).half().cpu())
+    for i in tqdm(range(len(dataset) + len(more)), disable=None, desc="latents"):
+        if i < len(dataset):
+            seen = dataset.images(i)[:views].permute(0, 3, 1, 2)
+            pictures.append(conditioner.encode_image(seen).half().cpu())
+        avatar = dataset.attributes(i) if i < len(dataset) else more[i - len(dataset)]
+        words.append(encode_sorted(conditioner, [caption(avatar, rng) for _ in range(captions)]).half().cpu())
     return Latents(torch.stack(pictures), torch.stack(words))
 
 
@@ -77,9 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="safetensors file to write")
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--captions", type=int, default=32)
+    add_imagined(parser)
     args = parser.parse_args(arguments)
     try:
-        latents = encode_data(args.data, TowerConditioner.from_folder(args.towers), args.views, args.captions)
+        latents = encode_data(args.data, TowerConditioner.from_folder(args.towers), args.views, args.captions,
+                              more=imagined_avatars(args.imagined_seed, args.imagined))
         checkpoints.save_tensors(args.output, {"pictures": latents.pictures, "words": latents.words})
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -30,6 +30,12 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **kind)
 
 
+def add_imagined(parser: argparse.ArgumentParser) -> None:
+    """Options for avatars that are known by their attributes alone, beyond those of the data set."""
+    parser.add_argument("--imagined", type=int, default=0, help="as many more avatars, without pictures or points")
+    parser.add_argument("--imagined-seed", type=int, default=20, help="seed of these")
+
+
 def settings_of(options: argparse.Namespace, settings: type[T]) -> T:
     """The `settings` among parsed options, as `add_settings` declared them."""
     names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
@@ -41,7 +47,7 @@ def make_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:

@@ -1,12 +1,15 @@
 """`python -m rodin_model.train.upsample`: train the diffusion upsampler on pairs of coarse and fine planes.
 
 Two losses: on the planes, and on pictures, small patches rendered from the predicted and from the true planes
-(Rodin 3.3: planes alone do not guarantee good renders). With `--base`, half of the coarse planes are what the base
-diffusion makes of them, so that its kind of error is known to the upsampler. Resumable like `rodin_model.train.base`.
+(Rodin 3.3: planes alone do not guarantee good renders). With `--data` the avatars themselves are the target instead of
+fitted fine planes: what the predicted planes say at labelled points, as in `rodin_model.fit`. With `--base`, half of
+the coarse planes are what the base diffusion makes of them, so that its kind of error is known to the upsampler.
+`--init` starts from a trained one. Resumable like `rodin_model.train.base`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +21,11 @@ from torch import Tensor
 
 from rodin_kernels import TinyDecoder, render_triplane
 from rodin_model.cameras import Camera, box_near_far
-from rodin_model.config import PRESETS, PlanesConfig
+from rodin_model.config import PRESETS, PlanesConfig, Preset
 from rodin_model.decoder import load_decoder
 from rodin_model.diffusion import BaseDiffusion
+from rodin_model.fit import FitConfig, decode_points, plane_loss, point_loss
+from rodin_model.fit_data import Cloud, draw_points, load_clouds
 from rodin_model.train.base import arguments_of
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
@@ -72,28 +77,39 @@ def estimates(base: BaseDiffusion, coarse: Tensor, z: Tensor, generator: torch.G
     return torch.where(chosen, guess, coarse)
 
 
-class UpsampleLosses:
-    """The upsampler's losses: pairs drawn from (seed, step), coarse planes degraded, x0 loss and picture loss."""
+class Conditions:
+    """What the upsampler is told in training: coarse planes, some as the base diffusion draws them, degraded; and z."""
 
-    def __init__(self, coarse: Tensor, fine: Tensor, avatars: Sequence[int], latents: Latents, decoder: TinyDecoder,
-                 config: PlanesConfig, coarse_statistics: tuple[Tensor, Tensor], settings: DenoiserSettings,
-                 base: BaseDiffusion | None = None) -> None:
-        self.coarse, self.fine, self.avatars, self.latents = coarse, fine, avatars, latents
-        self.decoder, self.config, self.settings = decoder.requires_grad_(False), config, settings
+    def __init__(self, coarse: Tensor, avatars: Sequence[int], latents: Latents, settings: DenoiserSettings,
+                 coarse_statistics: tuple[Tensor, Tensor], base: BaseDiffusion | None = None) -> None:
+        self.coarse, self.avatars, self.latents, self.settings = coarse, avatars, latents, settings
         self.coarse_mean, self.coarse_std = coarse_statistics
         self.base = base
 
-    def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
-        settings = self.settings
-        rng, generator = step_randomness(settings.seed, step)
-        rows = torch.from_numpy(rng.integers(0, len(self.fine), settings.batch))
-        z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, settings.text_share).to(model.mean)
+    def __call__(self, model: Upsampler, rows: Tensor, rng: np.random.Generator,
+                 generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(cond [B, 3, C, R, R] normalised, z [B, 512]) of the avatars in `rows` of the coarse planes."""
+        z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, self.settings.text_share).to(model.mean)
         small = self.coarse[rows].float()
         if self.base is not None:
             small = estimates(self.base, small.to(model.mean), z, generator).cpu()
         small = (small - self.coarse_mean) / self.coarse_std
         small = degrade(small, generator) * self.coarse_std + self.coarse_mean
-        cond = model.condition(small.to(model.mean))
+        return model.condition(small.to(model.mean)), z
+
+
+class UpsampleLosses:
+    """Against fitted fine planes: x0 loss and picture loss, pairs drawn from (seed, step)."""
+
+    def __init__(self, conditions: Conditions, fine: Tensor, decoder: TinyDecoder, config: PlanesConfig) -> None:
+        self.conditions, self.fine = conditions, fine
+        self.decoder, self.config = decoder.requires_grad_(False), config
+
+    def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
+        settings = self.conditions.settings
+        rng, generator = step_randomness(settings.seed, step)
+        rows = torch.from_numpy(rng.integers(0, len(self.fine), settings.batch))
+        cond, z = self.conditions(model, rows, rng, generator)
         clean = model.normalize(self.fine[rows].to(model.mean))
         loss, prediction = model.training_loss(clean, z, generator, cond)
         if not settings.image_weight:
@@ -102,6 +118,48 @@ class UpsampleLosses:
             pair = model.denormalize(torch.stack([prediction[0].float(), clean[0]]))
             picture = picture_loss(pair[:1], pair[1:], self.decoder, self.config, rng)
         return {"loss": loss, "picture": settings.image_weight * picture}
+
+
+class PointLosses:
+    """Against the avatars themselves, where there are no fine planes: density and colour at labelled points.
+
+    The clean planes that are made noisy are the network's own estimate from noise alone, as it will meet them when it
+    draws; half of the samples are that first estimate itself. `points` of each avatar, half of them in the face.
+    """
+
+    def __init__(self, conditions: Conditions, cloud: Cloud, decoder: TinyDecoder, config: FitConfig,
+                 points: int = 8192) -> None:
+        self.conditions, self.cloud, self.points = conditions, cloud, points
+        self.decoder, self.config = decoder.requires_grad_(False), config
+
+    def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
+        settings, device = self.conditions.settings, model.mean.device
+        rng, generator = step_randomness(settings.seed, step)
+        rows = torch.from_numpy(rng.integers(0, len(self.cloud.points), settings.batch))
+        cond, z = self.conditions(model, rows, rng, generator)
+        noisy, t = self._noisy(model, cond, z, rng, generator)
+        planes = model.denormalize(model.predict(noisy, t, z, cond)[:, :, :model.channels].float())
+        keys = [(settings.seed, int(row), step) for row in rows]
+        drawn = draw_points(Cloud(*(part[rows] for part in self.cloud)), self.points, keys, face_share=0.5)
+        drawn = Cloud(*(part.to(device) for part in drawn))
+        losses = self.config.losses
+        with torch.autocast(device.type, enabled=False):
+            decoded = decode_points(planes, drawn.points, self.decoder, self.config)
+            return {"points": point_loss(*decoded, drawn, losses).mean(),
+                    "planes": plane_loss(planes, model.denormalize(cond.float()), losses).mean()}
+
+    @staticmethod
+    @torch.no_grad()
+    def _noisy(model: Upsampler, cond: Tensor, z: Tensor, rng: np.random.Generator,
+               generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(noisy planes [B, 3, C, R, R], steps t [B]): the last step for half of the batches, any for the others."""
+        last = torch.full((len(cond),), model.noise.steps - 1, device=cond.device)
+        noise = torch.randn(cond.shape, generator=generator).to(cond)
+        if rng.random() < 0.5:
+            return noise, last
+        clean = model.predict(noise, last, z, cond)[:, :, :model.channels].float()
+        t = torch.randint(model.noise.steps, (len(cond),), generator=generator).to(cond.device)
+        return model.add_noise(clean, torch.randn(cond.shape, generator=generator).to(cond), t), t
 
 
 def paired(coarse: tuple[Tensor, list[int]], fine: tuple[Tensor, list[int]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -114,31 +172,57 @@ def paired(coarse: tuple[Tensor, list[int]], fine: tuple[Tensor, list[int]]) -> 
     return coarse[0][[where[avatar] for avatar in avatars]], fine[0][rows], avatars
 
 
+def losses_of(args: argparse.Namespace, settings: DenoiserSettings,
+              preset: Preset) -> tuple[UpsampleLosses | PointLosses, tuple[Tensor, Tensor] | None]:
+    """The losses that the arguments ask for, and the statistics of the fine planes where there are any."""
+    everyone, latents = all_planes(args.coarse), Latents.load(args.latents)
+    base = BaseDiffusion.from_folder(args.base).to(args.device) if args.base else None
+    decoder, about = load_decoder(args.decoder, args.device)[0], statistics(everyone[0])
+    if args.data:
+        conditions = Conditions(*everyone, latents, settings, about, base)
+        config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
+        return PointLosses(conditions, load_clouds([args.data]), decoder, config, args.points), None
+    coarse, fine, avatars = paired(everyone, all_planes(args.fine))
+    conditions = Conditions(coarse, avatars, latents, settings, about, base)
+    return UpsampleLosses(conditions, fine, decoder, preset.planes), statistics(fine)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    if bool(args.fine) == bool(args.data):
+        raise ValueError("give either --fine, a folder of fine planes, or --data, the data set itself")
+    if args.data and not args.init:
+        raise ValueError("--data needs --init: points tell nothing of the statistics of fine planes")
+    settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
+    torch.manual_seed(settings.seed)
+    model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
+    losses, about = losses_of(args, settings, preset)
+    if args.init:
+        model.load_state_dict(Upsampler.from_folder(args.init).state_dict())
+    else:
+        assert about is not None
+        model.set_statistics(*about)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
+    trainer.run(args.until, save_every=args.save_every)
+    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = arguments_of(__doc__, "upsample")
-    parser.add_argument("--fine", required=True, help="folder of fine planes from rodin_model.train.fit")
+    parser.add_argument("--fine", help="folder of fine planes from rodin_model.train.fit")
+    parser.add_argument("--data", help="data set whose points are the target, instead of --fine")
+    parser.add_argument("--points", type=int, default=8192, help="points of each avatar in a step, with --data")
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
     parser.add_argument("--base", help="the folder model/ of rodin_model.train.base, whose errors are to be repaired")
+    parser.add_argument("--init", help="the folder model/ of a trained upsampler to start from")
     parser.set_defaults(batch=4, image_weight=1.0)
     args = parser.parse_args(arguments)
     try:
-        settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
-        everyone = all_planes(args.coarse)
-        coarse, fine, avatars = paired(everyone, all_planes(args.fine))
-        torch.manual_seed(settings.seed)
-        model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
-        model.set_statistics(*statistics(fine))
-        latents = Latents.load(args.latents)
-        base = BaseDiffusion.from_folder(args.base).to(args.device) if args.base else None
-        losses = UpsampleLosses(coarse, fine, avatars, latents, load_decoder(args.decoder)[0], preset.planes,
-                                statistics(everyone[0]), settings, base)
-        trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
-        trainer.run(args.until, save_every=args.save_every)
+        run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
     return 0
 
 

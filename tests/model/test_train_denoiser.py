@@ -14,8 +14,13 @@ from rodin_kernels import TinyDecoder
 from rodin_model import checkpoints
 from rodin_model.config import NoiseConfig, PlanesConfig, UNetConfig
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
+from rodin_model.fit import FitConfig
+from rodin_model.fit_data import Cloud
+from rodin_model.train import upsample
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, rate, statistics, step_randomness
-from rodin_model.train.upsample import estimates, paired, patch_rays, picture_loss
+from rodin_model.train.latents import Latents
+from rodin_model.train.upsample import Conditions, PointLosses, estimates, paired, patch_rays, picture_loss
+from rodin_model.upsampler import Upsampler
 
 UNET = UNetConfig(resolution=8, in_channels=4, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
                   cross_plane=(8,), head_channels=8, embedding=16, groups=4, dropout=0.1)
@@ -107,6 +112,59 @@ def test_half_of_the_conditions_are_the_base_models_estimates() -> None:
     away = (found - coarse)[~same].square().mean()
     assert 0 < float(away) < 4 * float(coarse.square().mean())
     assert torch.equal(found, estimates(base, coarse, z, torch.Generator().manual_seed(1)))
+
+
+def make_point_losses(settings: DenoiserSettings = SETTINGS) -> PointLosses:
+    torch.manual_seed(1)
+    latents = Latents(torch.randn(3, 2, 512), torch.randn(3, 2, 512))
+    coarse = 0.1 * torch.randn(3, 3, 4, 4, 4)
+    conditions = Conditions(coarse, [0, 1, 2], latents, settings, statistics(coarse))
+    points = torch.rand(3, 500, 3) * 2 - 1
+    distance = points.norm(dim=-1) - 0.6
+    cloud = Cloud(points.half(), distance.half(), (points.abs() * 255).to(torch.uint8))
+    config = FitConfig(planes=PlanesConfig(channels=4, resolution=8, coarse_resolution=4))
+    return PointLosses(conditions, cloud, TinyDecoder(4, (16,)), config, points=200)
+
+
+def make_upsampler() -> Upsampler:
+    torch.manual_seed(0)
+    return Upsampler(dataclasses.replace(UNET, in_channels=8), NoiseConfig(steps=20, prediction="sample"), 4)
+
+
+def test_an_upsampler_learns_from_points_alone() -> None:
+    losses, model, seen = make_point_losses(), make_upsampler(), []
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(60):
+        adam.zero_grad()
+        parts = losses(model, step)
+        sum(parts.values()).backward()
+        adam.step()
+        seen.append(float(parts["points"].detach()))
+    assert sum(seen[-10:]) < 0.8 * sum(seen[:10])
+    again = make_point_losses()(make_upsampler(), 0)
+    assert float(again["points"].detach()) == seen[0]  # everything follows from the seed and the step
+
+
+def test_noisy_planes_start_from_the_networks_own_estimate() -> None:
+    model, torch_rows = make_upsampler(), torch.arange(3)
+    cond, z = make_point_losses().conditions(model, torch_rows, *step_randomness(0, 0))
+    kinds = set()
+    for step in range(8):
+        rng, generator = step_randomness(0, step)
+        noisy, t = PointLosses._noisy(model, cond, z, rng, generator)
+        assert noisy.shape == cond.shape and not noisy.requires_grad
+        kinds.add(bool((t == 19).all()))
+    assert kinds == {True, False}
+
+
+def test_upsampling_needs_one_kind_of_target(tmp_path, capsys) -> None:
+    common = ["--coarse", "c", "--latents", "l", "--decoder", "d", "--output", str(tmp_path / "o")]
+    for more, message in (([], "either --fine"), (["--fine", "f", "--data", "d"], "either --fine"),
+                          (["--data", "d"], "--data needs --init")):
+        assert upsample.main([*common, *more]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
 
 
 def test_patches_lie_in_the_picture_and_repeat() -> None:

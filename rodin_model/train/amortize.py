@@ -1,0 +1,118 @@
+"""`python -m rodin_model.train.amortize`: fit the planes of all avatars at once, as one function of their attributes.
+
+It stands in the place of `rodin_model.train.fit coarse` where the data set knows what its avatars are: the same frozen
+decoder, the same losses on the same points, but the planes of every avatar come from one network, and so do those of
+avatars without pictures or points (`--imagined`). Resumable; `--planes` then writes planes as `fit coarse` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rodin_kernels import TinyDecoder
+from rodin_model import checkpoints
+from rodin_model.amortized import AmortizedPlanes
+from rodin_model.avatars.attributes import VECTOR_SIZE, Attributes
+from rodin_model.avatars.dataset import AvatarDataset, imagined_avatars
+from rodin_model.config import PRESETS, AmortizedConfig
+from rodin_model.decoder import load_decoder
+from rodin_model.fit import FitConfig, coarse_start, decode_points, plane_loss, point_loss
+from rodin_model.fit_data import Cloud, draw_points, load_clouds
+from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, step_randomness
+from rodin_model.train.fit import SHARD, planes_file
+from rodin_model.train.resume import add_imagined, add_settings, settings_of
+
+
+def descriptions(avatars: Sequence[Attributes]) -> Tensor:
+    """`Attributes.vector` of each avatar as float32 [N, VECTOR_SIZE]."""
+    return torch.tensor([avatar.vector() for avatar in avatars], dtype=torch.float32)
+
+
+def known_avatars(folders: Sequence[str]) -> list[Attributes]:
+    """What the avatars of some data sets are, one set after the other."""
+    return [data.attributes(i) for data in map(AvatarDataset, folders) for i in range(len(data))]
+
+
+class AmortizedLosses:
+    """The fit's own losses (`rodin_model.fit`) on the planes of a batch of avatars drawn from (seed, step)."""
+
+    def __init__(self, cloud: Cloud, known: Tensor, decoder: TinyDecoder, config: FitConfig, points: int,
+                 settings: DenoiserSettings) -> None:
+        self.cloud, self.known, self.decoder = cloud, known, decoder.requires_grad_(False)
+        self.config, self.points, self.settings = config, points, settings
+
+    def __call__(self, model: AmortizedPlanes, step: int) -> dict[str, Tensor]:
+        seed, device = self.settings.seed, model.mean.device
+        rows = step_randomness(seed, step)[0].integers(0, len(self.known), self.settings.batch)
+        some = Cloud(*(part[torch.from_numpy(rows)] for part in self.cloud))
+        drawn = draw_points(some, self.points, [(seed, int(row), step) for row in rows], far_share=0.35)
+        drawn = Cloud(*(part.to(device) for part in drawn))
+        planes = model(self.known[torch.from_numpy(rows)].to(device))
+        losses = self.config.losses
+        return {"points": point_loss(*decode_points(planes, drawn.points, self.decoder, self.config), drawn,
+                                     losses).mean(),
+                "planes": plane_loss(planes, model.mean[None], losses).mean()}
+
+
+@torch.no_grad()
+def write_planes(folder: Path, model: AmortizedPlanes, avatars: Sequence[Attributes]) -> None:
+    """The planes of `avatars` in shards of `planes_file`, numbered in their order; each whole or not at all."""
+    for start in tqdm(range(0, len(avatars), SHARD), disable=None, desc="planes"):
+        some = avatars[start:start + SHARD]
+        planes = model(descriptions(some).to(model.mean.device)).half().cpu().contiguous()
+        checkpoints.save_tensors(planes_file(folder, start // SHARD),
+                                 {"planes": planes, "avatars": torch.arange(len(some)) + start})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the arguments say, then write the planes that they ask for."""
+    settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
+    cloud, avatars = load_clouds(args.data), known_avatars(args.data)
+    decoder, mean, _ = load_decoder(args.decoder, args.device)
+    config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
+    torch.manual_seed(settings.seed)
+    model = AmortizedPlanes(AmortizedConfig(VECTOR_SIZE, preset.planes.coarse_resolution, preset.planes.channels))
+    model.mean.copy_(coarse_start(mean, preset.planes.coarse_resolution))
+    losses = AmortizedLosses(cloud, descriptions(avatars), decoder, config, args.points, settings)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
+    trainer.run(args.until, save_every=args.save_every)
+    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+    if args.planes:
+        shown = known_avatars(args.data[:1]) + imagined_avatars(args.imagined_seed, args.imagined)
+        write_planes(Path(args.planes), trainer.average, shown)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.train.amortize", description=__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", action="append", required=True, help="data set folder; several: one option each")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mini")
+    parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--points", type=int, default=2048, help="points of each avatar in a step")
+    parser.add_argument("--planes", help="folder for the planes of the first data set, as fit coarse writes them")
+    add_imagined(parser)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
+    parser.add_argument("--save-every", type=int, default=1000)
+    add_settings(parser, DenoiserSettings)
+    parser.set_defaults(batch=32, steps=10000, learning_rate=1e-3, cooldown=0.6, ema=0.998, precision="fp32")
+    args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
