@@ -29,7 +29,10 @@ Denoiser = TriplaneDiffusion | PrincipalDenoiser
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    """How a diffusion is trained. `text_share` of the latents come from captions, the others from pictures."""
+    """How a diffusion is trained. `text_share` of the latents come from captions, the others from pictures.
+
+    Where most avatars have no pictures, a share `pictured` of each batch is drawn among those that have some.
+    """
 
     steps: int = 6000
     batch: int = 16
@@ -39,6 +42,7 @@ class DenoiserSettings:
     weight_decay: float = 0.01
     ema: float = 0.999
     text_share: float = 0.5
+    pictured: float = 0.0
     image_weight: float = 0.0
     precision: str = "bf16"
     seed: int = 0

@@ -44,6 +44,14 @@ class Latents:
             raise ValueError(f"{path} must hold pictures and words; it holds {', '.join(sorted(tensors))}")
         return cls(**tensors)
 
+    def rows(self, avatars: Sequence[int], count: int, rng: np.random.Generator, pictured: float = 0.0) -> np.ndarray:
+        """`count` positions in `avatars`, a share `pictured` of them among those with pictures, the rest among all."""
+        rows, seen = rng.integers(0, len(avatars), count), np.flatnonzero(np.asarray(avatars) < len(self.pictures))
+        if pictured and len(seen):
+            chosen = rng.random(count) < pictured
+            rows = np.where(chosen, seen[rng.integers(0, len(seen), count)], rows)
+        return rows
+
     def draw(self, avatars: Sequence[int], rng: np.random.Generator, text_share: float) -> Tensor:
         """One z [512] for each avatar, of one of its captions with probability `text_share`, else of one of its views.
 

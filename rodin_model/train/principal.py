@@ -29,7 +29,7 @@ class PrincipalLosses:
 
     def __call__(self, model: PrincipalDenoiser, step: int) -> dict[str, Tensor]:
         rng, generator = step_randomness(self.settings.seed, step)
-        rows = rng.integers(0, len(self.numbers), self.settings.batch)
+        rows = self.latents.rows(self.avatars, self.settings.batch, rng, self.settings.pictured)
         z = self.latents.draw([self.avatars[i] for i in rows], rng, self.settings.text_share)
         clean = self.numbers[torch.from_numpy(rows)].to(model.basis.device)
         return {"loss": model.training_loss(clean, z.to(clean), generator)}

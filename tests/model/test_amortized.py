@@ -130,6 +130,13 @@ def test_avatars_without_pictures_are_always_worded() -> None:
         Latents(torch.ones(5, 3, 512), torch.ones(4, 5, 512))
 
 
+def test_pictured_avatars_can_be_drawn_more_often() -> None:
+    latents, rng = Latents(torch.ones(2, 1, 512), torch.ones(100, 1, 512)), np.random.default_rng(0)
+    avatars = list(range(99, -1, -1))
+    share = [float(np.mean(latents.rows(avatars, 2000, rng, pictured) >= 98)) for pictured in (0.0, 0.5)]
+    assert share[0] < 0.04 and 0.46 < share[1] < 0.55
+
+
 def test_imagined_avatars_are_those_of_the_data_set(data) -> None:
     from rodin_model.avatars.dataset import AvatarDataset
     assert imagined_avatars(0, 3) == [AvatarDataset(data).attributes(i) for i in range(3)]
