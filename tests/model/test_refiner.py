@@ -144,11 +144,11 @@ def test_it_sees_what_was_rendered_and_what_the_planes_hold(avatar: Avatar) -> N
     # the ball's front is nearer than its centre, by at most its radius and what the noise of the planes adds
     assert 0 < float(seen[4][solid].mean()) < 1
     assert bool((seen[5:, rendered.opacity == 0] == 0).all()) and bool((seen[5:, solid].abs().amax(1) > 0).all())
-    row, column = (int(i) for i in solid.nonzero()[len(solid.nonzero()) // 2])
-    origins, directions = (ray.view(24, 24, 3)[row, column] for ray in camera.rays())
-    opacity = rendered.opacity[row, column]
-    point = origins + rendered.depth[row, column] / opacity * directions
-    assert torch.allclose(seen[5:, row, column], avatar.features(point) * opacity, atol=1e-4)
+    hazy = (rendered.opacity > 0.05) & (rendered.opacity < 0.9)
+    opacity = rendered.opacity[hazy][:, None]
+    origins, directions = (ray.view(24, 24, 3)[hazy] for ray in camera.rays())
+    points = origins + rendered.depth[hazy][:, None] / opacity * directions
+    assert len(points) > 3 and torch.allclose(seen[5:, hazy].T, avatar.features(points) * opacity, atol=1e-4)
 
 
 def test_features_are_zero_outside_the_box(avatar: Avatar) -> None:
