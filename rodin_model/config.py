@@ -1,12 +1,13 @@
 """Every size in one place: frozen dataclasses and the three named presets. Nothing else in the package has defaults.
 
-| preset    | fitted planes | base diffusion              | upsampler  | for                                   |
-|-----------|---------------|-----------------------------|------------|---------------------------------------|
-| `mini`    | 3x16x128^2    | 32^2, about 4 M parameters  | 32 -> 128  | the shipped model; trains on 2 cores  |
-| `rodin`   | 3x32x256^2    | 64^2, about 330 M           | 64 -> 256  | the paper (CVPR 2023)                 |
-| `rodinhd` | 3x32x512^2    | 128^2, about 340 M          | 128 -> 512 | the follow-up (ECCV 2024)             |
+| preset    | fitted planes | base diffusion             | upsampler  | refiner     | for                       |
+|-----------|---------------|----------------------------|------------|-------------|---------------------------|
+| `mini`    | 3x16x128^2    | 32^2, about 4 M parameters | 32 -> 128  | 256 -> 512  | shipped, trained on a CPU |
+| `rodin`   | 3x32x256^2    | 64^2, about 330 M          | 64 -> 256  | 512 -> 1024 | the paper (CVPR 2023)     |
+| `rodinhd` | 3x32x512^2    | 128^2, about 340 M         | 128 -> 512 | none        | its follow-up (ECCV 2024) |
 
 The paper does not print its U-Net; the sizes of `rodin` are those of the code that it descends from (PITI, GLIDE).
+Nor does it print its refiner: that of `rodin` has the blocks and widths of ESRGAN.
 """
 
 from __future__ import annotations
@@ -135,6 +136,32 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """The convolutional refiner: pictures become `scale` times as wide and high.
+
+    Its body, `blocks` residual-in-residual dense blocks of `dense` dense blocks each, `width` channels growing by
+    `growth`, works on `shrink` times fewer pixels along each side; two convolutions of `detail` channels follow at the
+    size of the rendered picture. `features` plane features are read beside colour, opacity and depth; 0 for none.
+    """
+
+    scale: int = 2
+    shrink: int = 2
+    features: int = 16
+    width: int = 32
+    growth: int = 12
+    dense: int = 3
+    blocks: int = 1
+    detail: int = 16
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("scale", 1, 8), ("shrink", 1, 8), ("features", 0, 512), ("width", 1, 512),
+                                ("growth", 1, 512), ("dense", 1, 8), ("blocks", 1, 64), ("detail", 1, 512)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"the refiner's {name} must lie between {low} and {high}; got {value}")
+
+
+@dataclass(frozen=True)
 class Preset:
     """Everything that fixes the shapes of a cascade."""
 
@@ -145,6 +172,7 @@ class Preset:
     upsampler_noise: NoiseConfig
     decoder_hidden: tuple[int, ...] = (64, 64)
     principal: PrincipalConfig | None = None
+    refiner: RefinerConfig | None = None
 
 
 PRESETS: dict[str, Preset] = {
@@ -158,6 +186,7 @@ PRESETS: dict[str, Preset] = {
                              blocks=(1, 1), cross_plane=(64, 32), embedding=256, groups=8, patch=2),
         upsampler_noise=NoiseConfig("sigmoid", 0.0, 3.0, 0.3, steps=100, prediction="sample"),
         principal=PrincipalConfig(),
+        refiner=RefinerConfig(),
     ),
     "rodin": Preset(
         planes=PlanesConfig(channels=32, resolution=256, coarse_resolution=64),
@@ -169,6 +198,7 @@ PRESETS: dict[str, Preset] = {
                              blocks=(2, 2, 6), cross_plane=(256, 128, 64), separate_planes=True),
         upsampler_noise=NoiseConfig(start=0.0, prediction="sample"),
         decoder_hidden=(128, 128),
+        refiner=RefinerConfig(shrink=1, features=32, width=64, growth=32, blocks=23, detail=64),
     ),
     "rodinhd": Preset(
         planes=PlanesConfig(channels=32, resolution=512, coarse_resolution=128, layout=("xy", "xz", "yz"),

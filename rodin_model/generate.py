@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rodin_model.pipeline import RodinPipeline
     from rodin_model.triplane import Avatar
 
+#: Pixels of a picture along each side, unless the user says otherwise.
+SIZE = 256
+
 _EPILOG = """examples:
   python -m rodin_model.generate "a bearded man with curly hair in a black leather jacket" --output-dir avatar
   python -m rodin_model.generate --image portrait.jpg --output-dir from-a-portrait
@@ -73,7 +76,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in the output folder")
     p.add_argument("--seed", metavar="N", type=whole(0, 2**62), help="same seed, same avatar; default: a new one")
     p.add_argument("--count", metavar="N", type=whole(1, 1000), default=1, help="how many, with seeds N, N + 1, ...")
-    p.add_argument("--size", metavar="PX", type=whole(16, 2048), default=256, help="of the pictures; default: 256")
+    p.add_argument("--size", metavar="PX", type=whole(16, 2048),
+                   help="of the pictures; default: 256, or 512 with --refine")
+    p.add_argument("--refine", action="store_true",
+                   help="render fewer pixels and let the model's refiner draw the others: cleaner pictures,\n"
+                        "but details may change from view to view")
     p.add_argument("--views", metavar="N", type=whole(1, 360), default=24, help="of the turntable; default: 24")
     p.add_argument("--turntable", choices=("webp", "gif", "png"), default="webp", help="its format; default: webp")
     p.add_argument("--mesh", choices=("glb", "obj", "ply"), help="also write a mesh; needs pip install 'rodin[mesh]'")
@@ -96,6 +103,8 @@ def read_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, I
             raise ValueError("give a prompt or --image, not both")
         options.prompt = check_prompt(options.prompt)
     options.edit = [check_prompt(text, "--edit") for text in options.edit]
+    if options.size is None:
+        options.size = SIZE * (2 if options.refine else 1)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     if options.image is None:
@@ -113,7 +122,8 @@ class Run:
         self.seconds: dict[str, float] = {}
         with self.timed("load"):
             self.pipe = self._load()
-        self.views = Views(options.size, options.views, options.turntable, options.mesh)
+        self.views = Views(options.size, options.views, options.turntable, options.mesh,
+                           self.pipe.required_refiner() if options.refine else None)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -159,7 +169,8 @@ class Run:
                 "edits": self.options.edit[:edits], "seed": seed, **{name: avatar.metadata[name] for name in names},
                 "candidates": self.options.candidates or self.pipe.index.candidates,
                 "model": self.pipe.index.name, "software": software(), "device": str(self.pipe.device),
-                "size": self.options.size, "views": self.options.views, "digital_source_type": SOURCE_TYPE}
+                "size": self.options.size, "views": self.options.views, "refine": self.options.refine,
+                "digital_source_type": SOURCE_TYPE}
 
     def write(self, folder: Path, avatar: Avatar, seed: int, edits: int = 0) -> Tensor:
         """All files of one avatar into `folder`; returns its front view."""

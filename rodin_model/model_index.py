@@ -21,7 +21,7 @@ class ModelIndex:
     `text_prior`: whether words go through the latent prior, which decides what they leave open, or are used as they
     are; `prior_scale`: how strictly it keeps to them.
     `edit_strength`: how far `edit` moves z when the caller does not say. `candidates`: of how many avatars the one is
-    kept that looks most like what was asked for.
+    kept that looks most like what was asked for. `refiner`: whether the model has a refiner for its pictures.
     """
 
     format: str = FORMAT
@@ -34,6 +34,7 @@ class ModelIndex:
     upsampler_steps: int = 8
     edit_strength: float = 1.0
     candidates: int = 1
+    refiner: bool = False
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

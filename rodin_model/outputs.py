@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rodin_model.provenance import Mark
+    from rodin_model.refiner import Refiner
     from rodin_model.triplane import Avatar
 
 #: Names that a run writes into its folder, and that `overwrite` may therefore replace; all others are the user's.
@@ -30,12 +31,14 @@ PRIVATE = ("prompt", "edits")
 
 @dataclass(frozen=True)
 class Views:
-    """How an avatar is shown: pixels, views of the turntable and its format, format of the mesh (None: no mesh)."""
+    """How an avatar is shown: pixels, views of the turntable and its format, format of the mesh (None: no mesh), and
+    the refiner that the pictures go through (None: they are shown as rendered)."""
 
     size: int = 256
     count: int = 24
     turntable: str = "webp"
     mesh: str | None = None
+    refiner: Refiner | None = None
 
 
 def outputs_in(folder: Path) -> list[str]:
@@ -86,7 +89,7 @@ def write_avatar(folder: Path, avatar: Avatar, views: Views, mark: Mark, setting
     from rodin_model.portraits import to_picture
     from rodin_model.provenance import animation_bytes, picture_bytes
 
-    rgb = avatar.turntable(views.count, views.size, progress=progress)
+    rgb = avatar.turntable(views.count, views.size, progress=progress, refine=views.refiner)
     pictures = [to_picture(frame) for frame in rgb]
     files.write_bytes(folder / "front.png", picture_bytes(pictures[0], mark))
     files.write_bytes(folder / f"turntable.{views.turntable}", animation_bytes(pictures, mark, views.turntable))

@@ -26,6 +26,7 @@ from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
 from rodin_model.portraits import read_portrait, to_tensor
 from rodin_model.prompts import check_prompt
 from rodin_model.provenance import SOURCE_TYPE, software
+from rodin_model.refiner import Refiner
 from rodin_model.seeds import candidate_seed, noise_seeds, stage_generator
 from rodin_model.triplane import Avatar
 from rodin_model.upsampler import Upsampler
@@ -56,16 +57,20 @@ class RodinPipeline:
     """Words, a portrait or noise to 3D avatars.
 
     The parts are public: `conditioner` (words and pictures to z), `prior` (noise to z), `base` and `upsampler` (z to
-    planes), `decoder` with `conventions` (how planes are read). `batch_size` samples run together: 1 on a CPU, where
-    more gain nothing, so that a sample's bits do not depend on its neighbours; 8 elsewhere.
+    planes), `decoder` with `conventions` (how planes are read), `refiner` (of pictures; None in a model without one).
+    `batch_size` samples run together: 1 on a CPU, where more gain nothing, so that a sample's bits do not depend on its
+    neighbours; 8 elsewhere.
     """
 
     def __init__(self, conditioner: Conditioner, prior: LatentPrior, base: BaseDiffusion, upsampler: Upsampler,
                  decoder: TinyDecoder, conventions: dict[str, Any],
-                 index: ModelIndex | None = None) -> None:
+                 index: ModelIndex | None = None, refiner: Refiner | None = None) -> None:
         self.conditioner, self.prior, self.base, self.upsampler = conditioner, prior, base, upsampler
-        self.decoder, self.conventions = decoder, conventions
-        self.index = index or ModelIndex()
+        self.decoder, self.conventions, self.refiner = decoder, conventions, refiner
+        self.index = dataclasses.replace(index or ModelIndex(), refiner=refiner is not None)
+        reads = decoder.choices.in_features
+        if refiner is not None and refiner.config.features not in (0, reads):
+            raise ValueError(f"the refiner reads {refiner.config.features} plane features; this model has {reads}")
         self.batch_size: int | None = None
         self._progress_bar: dict[str, Any] = {}
         for part in self._modules():
@@ -87,7 +92,8 @@ class RodinPipeline:
         base = _load_part(BaseDiffusion.from_folder, folder / "base")
         upsampler = _load_part(Upsampler.from_folder, folder / "upsampler")
         decoder, _, conventions = _load_part(load_decoder, folder / "decoder")
-        return cls(towers, prior, base, upsampler, decoder, conventions, index).to(device)
+        refiner = _load_part(Refiner.from_folder, folder / "refiner") if index.refiner else None
+        return cls(towers, prior, base, upsampler, decoder, conventions, index, refiner).to(device)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as `from_pretrained` reads it: one sub-folder for each part, `model_index.json` last."""
@@ -98,6 +104,8 @@ class RodinPipeline:
         self.base.save(folder / "base")
         self.upsampler.save(folder / "upsampler")
         save_decoder(folder / "decoder", self.decoder, self.base.mean, self.conventions)
+        if self.refiner is not None:
+            self.refiner.save(folder / "refiner")
         write_json(folder / INDEX_FILE, dataclasses.asdict(self.index))
 
     def to(self, device: str | torch.device) -> RodinPipeline:
@@ -115,6 +123,13 @@ class RodinPipeline:
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.base.parameters()).device
+
+    def required_refiner(self) -> Refiner:
+        """The model's refiner, as `Avatar.render` takes it; ValueError if the model has none."""
+        if self.refiner is None:
+            raise ValueError(f"the model {self.index.name} has no refiner; rodin_model.train.refine trains one, and "
+                             f"rodin_model.train.assemble --refiner adds it")
+        return self.refiner
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Arguments for tqdm, such as `disable=True`."""
@@ -208,7 +223,7 @@ class RodinPipeline:
                 for x, y, share in zip(first, last, shares, strict=True)]
 
     def _modules(self) -> list[torch.nn.Module]:
-        parts = (self.conditioner, self.prior, self.base, self.upsampler, self.decoder)
+        parts = (self.conditioner, self.prior, self.base, self.upsampler, self.decoder, self.refiner)
         return [part for part in parts if isinstance(part, torch.nn.Module)]
 
     def _settings(self, steps: int | None, guidance: float | None, stop: float | None, upsampler_steps: int | None,

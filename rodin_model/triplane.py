@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from rodin_kernels import RODIN, OccupancyGrid, Rendered, TinyDecoder, render_tr
 from . import checkpoints
 from .cameras import Camera, box_near_far, turntable
 from .decoder import copy_decoder, fill_decoder, new_decoder
+
+if TYPE_CHECKING:
+    from .refiner import Refiner
 
 #: Written into every avatar file; a reader refuses files of another format.
 FORMAT = "rodin-avatar-1"
@@ -87,12 +90,16 @@ class Avatar:
     @torch.no_grad()
     def render(self, camera: Camera, *, background: float | Sequence[float] = 1.0, num_samples: int = 96,
                num_importance: int = 0, outputs: Sequence[str] = ("rgb", "depth", "opacity"),
-               use_occupancy: bool = True) -> Rendered:
+               use_occupancy: bool = True, refine: Refiner | None = None) -> Rendered:
         """Look at the avatar: tensors of shape [H, W, ...] for every name in `outputs`, None for the others.
 
         rgb in [0, 1] lies on `background` (one number or three); depth is the expected distance along the unit ray, not
-        divided by the opacity. For gradients call `rodin_kernels.render_triplane` itself.
+        divided by the opacity. For gradients call `rodin_kernels.render_triplane` itself. With `refine`, `camera` is
+        that of the refined picture: rays are marched for fewer pixels, see `rodin_model.refiner.Refiner.render`.
         """
+        if refine is not None:
+            return refine.render(self, camera, background=background, outputs=outputs, num_samples=num_samples,
+                                 num_importance=num_importance, use_occupancy=use_occupancy)
         origins, directions = camera.rays(self.device)
         near, far = box_near_far(origins, directions)
         colors = self.decoder.choices.out_features
@@ -129,6 +136,14 @@ class Avatar:
     def color(self, points: Tensor) -> Tensor:
         """Colour at `points` [..., 3]: [..., 3] in [0, 1]; meaningful at and near the surface."""
         return self._decode(points)[1]
+
+    @torch.no_grad()
+    def features(self, points: Tensor) -> Tensor:
+        """What the planes hold at `points` [..., 3] in the box: [..., C], before the decoder; 0 outside the box."""
+        flat = points.reshape(-1, 3).to(self.device, torch.float32)
+        found = torch.cat([sample_triplane(self._batch(), part[None], **self.conventions)[0]
+                           for part in flat.split(4 * CHUNK)])
+        return (found * (flat.abs() <= 1).all(-1, keepdim=True)).reshape(*points.shape[:-1], found.shape[-1])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file with planes, decoder weights, conventions and metadata, atomically."""

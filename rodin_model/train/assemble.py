@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--decoder", required=True, help="folder written by rodin_model.train.fit joint")
     parser.add_argument("--base", required=True, help="the folder model/ of rodin_model.train.base")
     parser.add_argument("--upsampler", required=True, help="the folder model/ of rodin_model.train.upsample")
+    parser.add_argument("--refiner", help="the folder model/ of rodin_model.train.refine; without it, no refiner")
     parser.add_argument("--output", required=True)
     parser.add_argument("--name", default=defaults.name)
     parser.add_argument("--text-prior", action="store_true", help="send words through the latent prior")
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rodin_model.diffusion import BaseDiffusion
     from rodin_model.latent_prior import LatentPrior
     from rodin_model.pipeline import RodinPipeline
+    from rodin_model.refiner import Refiner
     from rodin_model.upsampler import Upsampler
 
     try:
@@ -45,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                            candidates=args.candidates)
         pipe = RodinPipeline(TowerConditioner.from_folder(args.towers), LatentPrior.from_folder(args.prior),
                              BaseDiffusion.from_folder(args.base), Upsampler.from_folder(args.upsampler),
-                             decoder, conventions, index)
+                             decoder, conventions, index,
+                             Refiner.from_folder(args.refiner) if args.refiner else None)
         pipe.save_pretrained(args.output)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

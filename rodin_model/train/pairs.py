@@ -1,0 +1,197 @@
+"""`python -m rodin_model.train.pairs`: what the refiner learns from, renderings of planes beside the true pictures.
+
+Planes come from three sources, drawn anew for each view: fitted ones; ones between the enlarged coarse and the fine
+fit; and, with `--model`, what that model's diffusions make of the fitted coarse planes after part of the noise, so that
+the kind of error is there that planes have in use. Truth is drawn anew from the avatar's number, at the refined size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from rodin_kernels import TinyDecoder
+from rodin_model import checkpoints
+from rodin_model.avatars.attributes import sample_attributes
+from rodin_model.avatars.dataset import SEED_STEP, avatar_cameras
+from rodin_model.avatars.pictures import Picture, render_views
+from rodin_model.config import PRESETS, PlanesConfig
+from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import TriplaneDiffusion
+from rodin_model.fit import conventions, enlarge, fine_start
+from rodin_model.pipeline import RodinPipeline
+from rodin_model.refiner import look
+from rodin_model.train.denoiser import all_planes
+from rodin_model.train.resume import add_settings, settings_of
+from rodin_model.train.upsample import paired
+from rodin_model.triplane import Avatar
+from rodin_model.upsampler import degrade
+
+FORMAT = "rodin-pairs-1"
+#: How planes are chosen for a view: fitted, between coarse and fine, remade by a model; and without a model.
+SHARES = {True: (0.35, 0.15, 0.5), False: (0.7, 0.3, 0.0)}
+#: Denoising steps of the remade coarse planes, and how much of the planes is left in the noise (alpha bar).
+STEPS, KEPT = 6, (0.4, 0.97)
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How pairs are made: `views` of each avatar, `size` pixels rendered, `scale` times as many along a side as truth.
+
+    The first view is the front. `data_seed` is the seed that the data set of the planes was made with.
+    """
+
+    views: int = 4
+    size: int = 256
+    scale: int = 2
+    seed: int = 0
+    data_seed: int = 0
+
+
+@torch.no_grad()
+def remade(base: TriplaneDiffusion, coarse: Tensor, z: Tensor, kept: float, generator: torch.Generator) -> Tensor:
+    """Coarse planes [B, 3, C, r, r] in feature units, noised until alpha bar is `kept`, and denoised for latents z.
+
+    Deterministic steps (DDIM, Song et al. 2021, eta = 0) at equal distances: x0 from the prediction, the noise that it
+    leaves, both mixed for the next step.
+    """
+    last = int((base.bars >= kept).sum().clamp_min(1)) - 1
+    clean = base.normalize(coarse)
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    for step in torch.linspace(last, 0, min(STEPS, last + 1)).round().long():
+        t = step.to(clean.device).expand(len(clean))
+        clean = base.clean_estimate(noisy := base.add_noise(clean, noise, t), t, z)
+        bar = base.bars[t].view(-1, 1, 1, 1, 1)
+        noise = (noisy - bar.sqrt() * clean) / (1 - bar).sqrt()
+    return base.denormalize(clean)
+
+
+class PairMaker:
+    """Renderings and truth of one avatar after another."""
+
+    def __init__(self, decoder: TinyDecoder, mean: Tensor, planes: PlanesConfig, settings: PairSettings,
+                 model: RodinPipeline | None = None) -> None:
+        self.decoder, self.planes, self.settings, self.model = decoder, planes, settings, model
+        self.mean = enlarge(mean[None], planes.resolution)[0] if mean.shape[-1] < planes.resolution else mean
+
+    def generated(self, coarse: Tensor, front: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        """Fine planes [3, C, R, R] that the model makes of coarse ones [3, C, r, r], told by the front picture."""
+        assert self.model is not None
+        z = self.model.conditioner.encode_image(front[None]).float()
+        coarse = remade(self.model.base, coarse[None], z, float(rng.uniform(*KEPT)), generator)
+        if rng.random() < 0.5:
+            spread = coarse.std((-2, -1), keepdim=True)
+            coarse = degrade(coarse / spread, generator, strength=0.5) * spread
+        return self.model.upsampler.sample(coarse, z, generators=[generator],
+                                           steps=self.model.index.upsampler_steps)[0]
+
+    @torch.no_grad()
+    def make(self, number: int, coarse: Tensor, fine: Tensor) -> dict[str, Tensor]:
+        """Pairs of avatar `number`: `seen` float16 [V, 5 + C, H, W] (`refiner.look`), `truth` uint8 [V, 4, sH, sW].
+
+        Truth is premultiplied colour and coverage. coarse [3, C, r, r], fine [3, C, R, R].
+        """
+        settings, identity = self.settings, self.settings.data_seed * SEED_STEP + number
+        rng = np.random.default_rng([settings.seed, 0x9A1, number])
+        cameras = avatar_cameras(identity, settings.views, settings.size * settings.scale)
+        truth = torch.stack([_rgba(p) for p in render_views(sample_attributes(identity), cameras, background=0.0)])
+        front = F.interpolate((truth[:1, :3] + 1 - truth[:1, 3:]).clamp(0, 1), (settings.size, settings.size),
+                              mode="area")[0]
+        sources = [fine, fine_start(self.mean, coarse[None])[0]]
+        if self.model is not None:
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            sources.append(self.generated(coarse, front, rng, generator))
+        seen = []
+        for camera in cameras:
+            kind = int(rng.choice(3, p=SHARES[self.model is not None]))
+            planes = torch.lerp(fine, sources[1], float(rng.random())) if kind == 1 else sources[kind]
+            avatar = Avatar(planes, self.decoder, **conventions(self.planes))
+            seen.append(look(avatar, camera.resized(settings.size), self.planes.channels)[0].half())
+        return {"seen": torch.stack(seen), "truth": (truth * 255).round().to(torch.uint8)}
+
+
+def _rgba(picture: Picture) -> Tensor:
+    return torch.cat([picture.rgb, picture.alpha[..., None]], -1).permute(2, 0, 1)
+
+
+class Pairs:
+    """Pairs in the folders that this program wrote, read a piece at a time; `len(pairs)` pictures."""
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        files = [file for folder in folders for file in sorted(Path(folder).glob("pair-*.safetensors"))]
+        if not files:
+            raise FileNotFoundError(f"no pair-*.safetensors in {', '.join(map(str, folders))}: "
+                                    "python -m rodin_model.train.pairs makes them")
+        self._open = [safe_open(file, framework="pt") for file in files]
+        self._where = [(i, view) for i, file in enumerate(self._open)
+                       for view in range(file.get_slice("seen").get_shape()[0])]
+        _, self.channels, self.height, self.width = self._open[0].get_slice("seen").get_shape()
+        self.scale = self._open[0].get_slice("truth").get_shape()[-1] // self.width
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def read(self, number: int, top: int = 0, left: int = 0, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """A square piece of one picture, or all of it: `seen` [C, H, W] and `truth` [4, sH, sW], float32."""
+        file, view = self._where[number]
+        s, bottom, right = self.scale, top + (size or self.height), left + (size or self.width)
+        seen = self._open[file].get_slice("seen")[view, :, top:bottom, left:right]
+        truth = self._open[file].get_slice("truth")[view, :, top * s:bottom * s, left * s:right * s]
+        return seen.float(), truth.float() / 255
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the pairs of every avatar that has none yet; returns how many there are."""
+    settings, output = settings_of(args, PairSettings), Path(args.output)
+    coarse, fine, avatars = paired(all_planes(args.coarse), all_planes(args.fine))
+    decoder, mean, _ = load_decoder(args.decoder)
+    model = RodinPipeline.from_pretrained(args.model) if args.model else None
+    maker = PairMaker(decoder.requires_grad_(False), mean, PRESETS[args.preset].planes, settings, model)
+    recipe = json.dumps({**asdict(settings), "model": model.index.name if model else None}, sort_keys=True)
+    for row, number in enumerate(tqdm(avatars, disable=None, desc="pairs")):
+        path = output / f"pair-{number:06d}.safetensors"
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                found = file.metadata() or {}
+            if found.get("format") != FORMAT or found.get("recipe") != recipe:
+                raise ValueError(f"{path} was made otherwise ({found.get('recipe')}); choose another folder")
+            continue
+        tensors = maker.make(number, coarse[row].float(), fine[row].float())
+        checkpoints.save_tensors(path, tensors, {"format": FORMAT, "recipe": recipe})
+    return len(avatars)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.train.pairs", description=__doc__.split("\n\n")[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--coarse", required=True, help="folder of coarse planes from rodin_model.train.fit")
+    parser.add_argument("--fine", required=True, help="folder of fine planes of the same avatars")
+    parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
+    parser.add_argument("--model", help="folder of a model whose diffusions remake the planes of half of the views")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mini", help="how the planes are read")
+    parser.add_argument("--output", required=True)
+    add_settings(parser, PairSettings)
+    args = parser.parse_args(arguments)
+    try:
+        count = run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.output} holds pairs of {count} avatars")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
