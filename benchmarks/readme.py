@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rodin_model.files import replace_between as replace
+
 from . import report
 from .machine import ROOT
 from .run import RESULTS
@@ -38,22 +40,3 @@ def write(page: Path = ROOT / "README.md", folder: Path = RESULTS, root: Path = 
     replace(page, BEGIN, END, section(folder, root),
             "## Benchmarks\n\n`python -m benchmarks` runs what your machine can: every contender is checked against "
             "float64 before it is timed.\n\n", BEFORE)
-
-
-def replace(page: Path, begin: str, end: str, text: str, head: str, before: str) -> None:
-    """Put `text` between two markers of a page; without markers, after `head` and before the line `before`.
-
-    Raises:
-        ValueError: one marker is there without the other.
-    """
-    whole = page.read_text(encoding="utf-8") if page.is_file() else ""
-    body = f"{begin}\n{text}\n{end}"
-    if (begin in whole) != (end in whole):
-        raise ValueError(f"{page.name} holds one of the markers {begin} and {end} without the other")
-    if begin in whole:
-        start, stop = whole.index(begin), whole.index(end) + len(end)
-        whole = whole[:start] + body + whole[stop:]
-    else:
-        place = whole.index(before) if before and before in whole else len(whole)
-        whole = f"{whole[:place].rstrip()}\n\n{head}{body}\n\n{whole[place:]}".lstrip("\n").rstrip("\n") + "\n"
-    page.write_text(whole, encoding="utf-8")

@@ -48,6 +48,11 @@ class Camera:
         focal = 0.5 * size / math.tan(math.radians(field_of_view) / 2)
         return cls(matrix, focal, focal, size / 2, size / 2, size, size)
 
+    @property
+    def yaw(self) -> float:
+        """Degrees from the front about the axis upwards, in [-180, 180], as `orbit` takes them."""
+        return math.degrees(math.atan2(float(self.cam2world[0, 3]), float(self.cam2world[2, 3])))
+
     def resized(self, width: int, height: int | None = None) -> Camera:
         """The same view on another number of pixels."""
         height = width if height is None else height

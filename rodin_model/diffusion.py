@@ -128,8 +128,10 @@ class TriplaneDiffusion(nn.Module):
     @torch.no_grad()
     def denoise(self, z: Tensor, generators: Sequence[torch.Generator], *, steps: int, guidance_scale: float = 1.0,
                 guidance_stop: float = 1.0, scheduler: str = "dpm++", cond: Tensor | None = None,
-                progress: Progress | None = None) -> Tensor:
+                progress: Progress | None = None, noise: Tensor | None = None) -> Tensor:
         """Run the reverse process: z [B, 512], one generator a sample -> normalised planes [B, 3, C, R, R].
+
+        `noise` [B, 3, C, R, R] is where it starts; without it, every sample's generator draws its own.
 
         Guidance: prediction = s f(x, z) + (1 - s) f(x, 0) with strength s = `guidance_scale` (Rodin 3.3), until the
         share `guidance_stop` of the way from noise to planes; then s = 1, which costs half. What z says is settled
@@ -138,13 +140,13 @@ class TriplaneDiffusion(nn.Module):
         """
         if not 1 <= steps <= self.noise.steps:
             raise ValueError(f"steps must lie between 1 and {self.noise.steps}; got {steps}")
-        if z.ndim != 2 or z.shape != (len(generators), LATENT_SIZE):
-            raise ValueError(f"z must be [{len(generators)}, {LATENT_SIZE}], a row for each generator; "
-                             f"got {list(z.shape)}")
+        count = len(generators) if noise is None else len(noise)
+        if z.ndim != 2 or z.shape != (count, LATENT_SIZE):
+            raise ValueError(f"z must be [{count}, {LATENT_SIZE}], a row for each generator; got {list(z.shape)}")
         process = make_scheduler(self.noise, scheduler)
         process.set_timesteps(steps)
         shape = (3, self.channels, self.config.resolution, self.config.resolution)
-        planes = sample_noise(shape, generators, z.device)
+        planes = sample_noise(shape, generators, z.device) if noise is None else noise
         keep_variance = scheduler == "ddpm" and self.noise.learn_variance
         for done, t in enumerate(process.timesteps, 1):
             scale = guidance_scale if int(t) >= (1 - guidance_stop) * self.noise.steps else 1.0
@@ -195,8 +197,9 @@ class BaseDiffusion(TriplaneDiffusion):
     """Latent to coarse planes (Rodin 3.3)."""
 
     def sample(self, z: Tensor, *, generators: Sequence[torch.Generator], steps: int = 25, guidance_scale: float = 2.0,
-               guidance_stop: float = 1.0, scheduler: str = "dpm++", progress: Progress | None = None) -> Tensor:
+               guidance_stop: float = 1.0, scheduler: str = "dpm++", progress: Progress | None = None,
+               noise: Tensor | None = None) -> Tensor:
         """z [B, 512] (zeros: unconditional) -> coarse planes [B, 3, C, R, R] in feature units, float32."""
         planes = self.denoise(z, generators, steps=steps, guidance_scale=guidance_scale, guidance_stop=guidance_stop,
-                              scheduler=scheduler, progress=progress)
+                              scheduler=scheduler, progress=progress, noise=noise)
         return self.denormalize(planes)

@@ -71,3 +71,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def replace_between(page: Path, begin: str, end: str, text: str, head: str, before: str) -> None:
+    """Put `text` between two markers of a page; without markers, after `head` and before the line `before`.
+
+    Raises:
+        ValueError: one marker is there without the other.
+    """
+    whole = page.read_text(encoding="utf-8") if page.is_file() else ""
+    body = f"{begin}\n{text}\n{end}"
+    if (begin in whole) != (end in whole):
+        raise ValueError(f"{page.name} holds one of the markers {begin} and {end} without the other")
+    if begin in whole:
+        start, stop = whole.index(begin), whole.index(end) + len(end)
+        whole = whole[:start] + body + whole[stop:]
+    else:
+        place = whole.index(before) if before and before in whole else len(whole)
+        whole = f"{whole[:place].rstrip()}\n\n{head}{body}\n\n{whole[place:]}".lstrip("\n").rstrip("\n") + "\n"
+    write_bytes(page, whole.encode())

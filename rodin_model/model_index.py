@@ -20,7 +20,8 @@ class ModelIndex:
     `guidance_stop`: after which share of the way from noise to planes guidance ends, 1 for never (`BaseDiffusion`).
     `text_prior`: whether words go through the latent prior, which decides what they leave open, or are used as they
     are; `prior_scale`: how strictly it keeps to them.
-    `edit_strength`: how far `edit` moves z when the caller does not say. `candidates`: of how many avatars the one is
+    `edit_strength`: how far `edit` moves z when the caller does not say; `edit_emphasis`: how many times what that
+    changes in a prediction is added to it (`editing.changed`). `candidates`: of how many avatars the one is
     kept that looks most like what was asked for. `refiner`: whether the model has a refiner for its pictures.
     """
 
@@ -33,6 +34,7 @@ class ModelIndex:
     guidance_stop: float = 1.0
     upsampler_steps: int = 8
     edit_strength: float = 1.0
+    edit_emphasis: float = 2.0
     candidates: int = 1
     refiner: bool = False
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
@@ -19,14 +19,16 @@ from rodin_model.checkpoints import tensor_shapes
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.config import LATENT_SIZE, from_dict
 from rodin_model.decoder import load_decoder, save_decoder
-from rodin_model.diffusion import BaseDiffusion
+from rodin_model.diffusion import BaseDiffusion, Progress
+from rodin_model.editing import changed, comparable, composed, noise_between, noise_of, seed_of, slerp
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
 from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
-from rodin_model.portraits import read_portrait, to_tensor
 from rodin_model.prompts import check_prompt
 from rodin_model.provenance import SOURCE_TYPE, software
 from rodin_model.refiner import Refiner
+from rodin_model.regions import named_attributes
+from rodin_model.requests import PORTRAIT_SIZE, checked_images, checked_prompts
 from rodin_model.seeds import candidate_seed, noise_seeds, stage_generator
 from rodin_model.triplane import Avatar
 from rodin_model.upsampler import Upsampler
@@ -36,11 +38,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Pixels at which a portrait is handed to the conditioner, which resizes it to its own size.
-PORTRAIT_SIZE = 256
 #: Pixels at which candidates are looked at.
 LOOK_SIZE = 128
-#: The words that an edit starts from, where the avatar does not know its own.
+#: The words that an edit starts from, where the caller gives none.
 NEUTRAL = "a person"
 
 #: Called after every denoising step with (pipeline, steps done in this stage, "base" or "upsampler", {"planes": ...}).
@@ -165,8 +165,8 @@ class RodinPipeline:
             raise ValueError(f"num_avatars_per_prompt must lie between 1 and 1000; got {num_avatars_per_prompt}")
         if candidates is not None and not (isinstance(candidates, int) and 1 <= candidates <= 64):
             raise ValueError(f"candidates must be a whole number from 1 to 64; got {candidates}")
-        prompts = _checked_prompts(prompt)
-        images = _checked_images(image)
+        prompts = checked_prompts(prompt)
+        images = checked_images(image)
         rows = len(prompts) or len(images) or (1 if z is None else len(z))
         seeds = noise_seeds(generator, rows * num_avatars_per_prompt)
         latents = self._latents(prompts, images, z, seeds, num_avatars_per_prompt)
@@ -179,48 +179,70 @@ class RodinPipeline:
         return RodinPipelineOutput(avatars)
 
     @torch.no_grad()
-    def edit(self, avatar: Avatar, text: str, *, strength: float | None = None, source: str = NEUTRAL,
+    def edit(self, avatar: Avatar, text: str, *, strength: float | None = None, source: str | None = None,
              num_inference_steps: int | None = None, guidance_scale: float | None = None,
              guidance_stop: float | None = None, upsampler_steps: int | None = None,
              callback_on_step_end: StepCallback | None = None) -> Avatar:
         """The same avatar with what `text` says ("blonde hair"), changed by `strength` (1: as far as the words go).
 
-            z' = |z| normalize(z + strength (z("source, text") - z(source)))      (after Rodin, section 3.5)
+            z' = |z| normalize(z + strength (z(text) - z(source)))      (after Rodin, section 3.5)
 
-        The noise stays, and with it the person. An avatar without a latent is looked at from the front first. With the
-        shipped towers, ten edits of 24 held-out captions gave z that says the new word in 99 % of all cases and keeps
-        96 % of the other attributes; the bare text as target kept 92 %, appending it to the caption changed 70 %.
+        `source` says what is to become of `text` ("black hair"); without it, both are said of "a person". The noise of
+        the avatar stays, and with it the person: its seed if it knows one, else the noise that `invert` finds for its
+        planes, its z being looked up in its front picture. Only the part of the head that the words point to is changed
+        (`rodin_model.regions`), everything if they point nowhere. Several edits follow one another. A strength of 0
+        changes nothing. Raises ValueError for an empty text, TypeError for what is no text.
         """
         text = check_prompt(text, "the edit")
         strength = self.index.edit_strength if strength is None else strength
         z = self._latent_of(avatar)
-        target, start = (self._encode_text(words)[0] for words in (f"{source}, {text}", source))
-        moved = z + strength * (target - start)
+        start, target = (NEUTRAL, f"{NEUTRAL}, {text}") if source is None else (check_prompt(source, "source"), text)
+        moved = z + strength * (self._encode_text(target)[0] - self._encode_text(start)[0])
         moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
-        kept = {name: value for name, value in avatar.metadata.items() if name in ("prompt", "edits")}
-        facts = {**kept, "edits": [*kept.get("edits", []), text]}
         settings = self._settings(num_inference_steps, guidance_scale, guidance_stop, upsampler_steps, avatar.metadata)
-        return self._make(moved[None], [_seed_of(avatar)], [facts], settings, callback_on_step_end)[0]
+        facts = {**{name: value for name, value in avatar.metadata.items() if name in ("prompt", "noise_seed")},
+                 **settings, "edits": [*avatar.metadata.get("edits", []), text], "z": moved}
+        if strength == 0:
+            return dataclasses.replace(avatar, metadata={**avatar.metadata, **facts})
+        after = self._changed(avatar, z, moved, settings, facts, callback_on_step_end)
+        return composed(avatar, after, named_attributes(text)) if comparable(avatar, after) else after
+
+    def _changed(self, avatar: Avatar, z: Tensor, moved: Tensor, settings: dict[str, Any], facts: dict[str, Any],
+                 callback: StepCallback | None) -> Avatar:
+        """The avatar of `moved` [512] that the noise of `avatar` gives."""
+        steps, fine_steps, seed = settings["num_inference_steps"], settings["upsampler_steps"], seed_of(avatar)
+        with self._reporting(steps + fine_steps, callback) as report:
+            coarse = changed(self.base, noise_of(self.base, avatar, z, steps), z[None], moved[None], steps=steps,
+                             guidance_scale=settings["guidance_scale"], guidance_stop=settings["guidance_stop"],
+                             emphasis=self.index.edit_emphasis, progress=report("base"))
+            fine = self.upsampler.sample(coarse, moved[None], generators=[stage_generator(seed, "upsampler")],
+                                         steps=fine_steps, progress=report("upsampler"))
+        return self._avatar(fine[0], facts)
 
     @torch.no_grad()
     def interpolate(self, a: Avatar, b: Avatar, n: int, *, callback_on_step_end: StepCallback | None = None,
                     ) -> list[Avatar]:
-        """`n` avatars on the way from `a` to `b`, both included: z on the great circle between theirs.
-
-        Where the noise of the two differs, each step is made with both and the planes are blended.
-        """
+        """`n` avatars on the way from `a` to `b`, both included: z and noise on the great circles between theirs."""
         if n < 2:
             raise ValueError(f"n must be at least 2, the two ends; got {n}")
         shares = [i / (n - 1) for i in range(n)]
         za, zb = self._latent_of(a), self._latent_of(b)
         z = torch.stack([slerp(za, zb, share) for share in shares])
         settings = self._settings(None, None, None, None, a.metadata)
-        first = self._make(z, [_seed_of(a)] * n, [{} for _ in shares], settings, callback_on_step_end)
-        if _seed_of(a) == _seed_of(b):
-            return first
-        last = self._make(z, [_seed_of(b)] * n, [{} for _ in shares], settings, callback_on_step_end)
-        return [dataclasses.replace(x, planes=torch.lerp(x.planes, y.planes, share))
-                for x, y, share in zip(first, last, shares, strict=True)]
+        seeds, made = (seed_of(a), seed_of(b)), []
+        with self._reporting(n * (settings["num_inference_steps"] + settings["upsampler_steps"]),
+                             callback_on_step_end) as report:
+            for row, share in zip(z, shares, strict=True):
+                noise, fine_noise = (noise_between(model, stage, seeds, share) for model, stage in (
+                    (self.base, "base"), (self.upsampler, "upsampler")))
+                coarse = self.base.sample(row[None], generators=[], noise=noise, progress=report("base"),
+                                          steps=settings["num_inference_steps"],
+                                          guidance_scale=settings["guidance_scale"],
+                                          guidance_stop=settings["guidance_stop"])
+                fine = self.upsampler.sample(coarse, row[None], generators=[], noise=fine_noise,
+                                             steps=settings["upsampler_steps"], progress=report("upsampler"))
+                made.append(self._avatar(fine[0], {**settings, "z": row.clone(), "noise_seed": seeds[share == 1]}))
+        return made
 
     def _modules(self) -> list[torch.nn.Module]:
         parts = (self.conditioner, self.prior, self.base, self.upsampler, self.decoder, self.refiner)
@@ -273,16 +295,7 @@ class RodinPipeline:
         steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
         batches = -(-len(z) // size)
         avatars: list[Avatar] = []
-        with tqdm(**{"total": batches * (candidates * steps + fine_steps), "desc": "avatar", "leave": False,
-                     **self._progress_bar}) as bar:
-
-            def report(stage: str) -> Callable[[int, int, Tensor], None]:
-                def progress(done: int, _: int, planes: Tensor) -> None:
-                    bar.update()
-                    if callback is not None:
-                        callback(self, done, stage, {"planes": planes})
-                return progress
-
+        with self._reporting(batches * (candidates * steps + fine_steps), callback) as report:
             for start in range(0, len(z), size):
                 part = z[start:start + size]
                 coarse, some = self._coarse(part, seeds[start:start + size], settings, candidates, report("base"))
@@ -291,6 +304,20 @@ class RodinPipeline:
                 for planes, row, seed, fact in zip(fine, part, some, facts[start:], strict=False):
                     avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed}))
         return avatars
+
+    @contextlib.contextmanager
+    def _reporting(self, total: int, callback: StepCallback | None) -> Iterator[Callable[[str], Progress]]:
+        """A progress bar of `total` steps, and what makes the `progress` of a stage, by the stage's name."""
+        with tqdm(**{"total": total, "desc": "avatar", "leave": False, **self._progress_bar}) as bar:
+
+            def report(stage: str) -> Progress:
+                def progress(done: int, _: int, planes: Tensor) -> None:
+                    bar.update()
+                    if callback is not None:
+                        callback(self, done, stage, {"planes": planes})
+                return progress
+
+            yield report
 
     def _coarse(self, z: Tensor, seeds: list[int], settings: dict[str, Any], candidates: int,
                 progress: Callable[[int, int, Tensor], None]) -> tuple[Tensor, list[int]]:
@@ -339,53 +366,3 @@ class _Budget(TorchFunctionMode):
 def _load_part(read: Callable[[Path], T], folder: Path) -> T:
     with _Budget(folder):
         return read(folder)
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """From `a` (share 0) to `b` (share 1), both [D], along the great circle; lengths change linearly."""
-    unit_a, unit_b = a / a.norm().clamp_min(1e-8), b / b.norm().clamp_min(1e-8)
-    angle = torch.arccos((unit_a * unit_b).sum().clamp(-1, 1))
-    length = torch.lerp(a.norm(), b.norm(), share)
-    if float(angle.sin()) < 1e-4:
-        return torch.lerp(a, b, share)
-    mixed = (torch.sin((1 - share) * angle) * unit_a + torch.sin(share * angle) * unit_b) / angle.sin()
-    return length * mixed
-
-
-def _checked_prompts(prompt: str | Sequence[str] | None) -> list[str]:
-    if prompt is None:
-        return []
-    prompts = [check_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-    if not prompts:
-        raise ValueError("the list of prompts is empty")
-    return prompts
-
-
-def _checked_images(image: Any) -> list[Tensor]:
-    """Tensors [3, H, W] float32 in [0, 1] from one or several file names, PIL pictures or such tensors."""
-    if image is None:
-        return []
-    several = isinstance(image, list | tuple) or (isinstance(image, Tensor) and image.ndim == 4)
-    images = [_picture_tensor(item) for item in (image if several else [image])]
-    if not images:
-        raise ValueError("the list of images is empty")
-    return images
-
-
-def _picture_tensor(item: Any) -> Tensor:
-    if isinstance(item, Tensor):
-        if item.ndim != 3 or item.shape[0] != 3 or not item.is_floating_point():
-            raise ValueError(f"an image tensor must be floating point [3, H, W]; got {item.dtype} {tuple(item.shape)}")
-        return item.float()
-    if isinstance(item, str | os.PathLike):
-        item = read_portrait(item)
-    if not isinstance(item, Image):
-        raise TypeError(f"an image must be a file name, a PIL picture or a tensor; got {type(item).__name__}")
-    return to_tensor(item, PORTRAIT_SIZE)
-
-
-def _seed_of(avatar: Avatar) -> int:
-    seed = avatar.metadata.get("noise_seed", 0)
-    if not isinstance(seed, int):
-        raise ValueError(f"the avatar's noise_seed must be an integer; got {seed!r}")
-    return seed

@@ -70,8 +70,9 @@ class Upsampler(TriplaneDiffusion):
         return enlarge(coarse.float() - shrunk, self.config.resolution) / self.std
 
     def sample(self, coarse: Tensor, z: Tensor, *, generators: Sequence[torch.Generator], steps: int = 8,
-               guidance_scale: float = 1.0, scheduler: str = "dpm++", progress: Progress | None = None) -> Tensor:
+               guidance_scale: float = 1.0, scheduler: str = "dpm++", progress: Progress | None = None,
+               noise: Tensor | None = None) -> Tensor:
         """coarse [B, 3, C, r, r] and z [B, 512] -> fine planes [B, 3, C, R, R] in feature units, float32."""
         planes = self.denoise(z, generators, steps=steps, guidance_scale=guidance_scale, scheduler=scheduler,
-                              cond=self.condition(coarse), progress=progress)
+                              cond=self.condition(coarse), progress=progress, noise=noise)
         return self.denormalize(planes)

@@ -11,8 +11,8 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
-from rodin_model.avatars.captions import visible_attributes
+from rodin_model.avatars.attributes import CHOICES, sample_attributes
+from rodin_model.evaluation.sampler import Row
 
 #: The attributes over which the headline figure is taken.
 MAIN = ("hair_style", "hair_color", "facial_hair", "glasses", "hat", "skin_tone", "clothing")
@@ -51,11 +51,6 @@ def frequencies(avatars: int = 4096, seed: int = 0) -> dict[str, dict[str, float
             for name, values in CHOICES.items()}
 
 
-def wanted_of(attributes: Attributes) -> dict[str, tuple[str, ...]]:
-    """What a portrait asks for: the very value of every attribute that can be seen."""
-    return {name: (getattr(attributes, name),) for name in visible_attributes(attributes)}
-
-
 def count(shown: Sequence[Words], wanted: Sequence[Wanted],
           shares: Mapping[str, Mapping[str, float]]) -> dict[str, Count]:
     """One `Count` for each attribute over pairs of what a picture shows and what was asked for.
@@ -82,6 +77,8 @@ def pooled(counts: Mapping[str, Count], names: Iterable[str] = MAIN) -> Count:
 def with_pools(counts: Mapping[str, Count]) -> dict[str, Count]:
     """The counts of what was asked for: first the main attributes, their pool, then the others, and all together."""
     others = [name for name in CHOICES if name not in MAIN]
+    if not counts:
+        return {}
     ordered = {**{name: counts[name] for name in MAIN}, f"these {len(MAIN)}": pooled(counts),
                **{name: counts[name] for name in others}, "all": pooled(counts, CHOICES)}
     return {name: row for name, row in ordered.items() if row.named}
@@ -101,3 +98,12 @@ def plain(counts: Mapping[str, Count]) -> dict[str, dict[str, float]]:
     """The same as data for JSON, with the pooled figures; attributes that nobody asked for are left out."""
     return {name: {"asked": row.named, "shown": row.rate, "chance": row.chance}
             for name, row in with_pools(counts).items()}
+
+
+def rows(what: str, shown: Mapping[str, Count], truth: Mapping[str, Count] | None = None) -> list[Row]:
+    """The two pooled figures as rows of the table: the main attributes, and all."""
+    result, reader = with_pools(shown), with_pools(truth or {})
+    return [Row(f"{what}: {label}", result[name].named, result[name].rate, result[name].chance,
+                reader[name].rate if name in reader else None)
+            for name, label in ((f"these {len(MAIN)}", f"{len(MAIN)} headline attributes"), ("all", "all attributes"))
+            if name in result]

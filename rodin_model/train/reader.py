@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from rodin_model.avatars.pictures import render_views
 from rodin_model.cameras import Camera
 from rodin_model.evaluation.neighbours import Neighbours
 from rodin_model.reader import AttributeReader, ReaderConfig
-from rodin_model.train.resume import learning_rate, load_training, make_optimizer, save_training
+from rodin_model.train.resume import learning_rate, load_training, make_optimizer, mixed_precision, save_training
 from rodin_model.train.towers import COLORS, recolor
 
 #: Avatars rendered for the reader use this seed, so that they are in no training set (0) and in no held-out set (1).
@@ -76,8 +75,8 @@ def dataset_pictures(folder: str | Path, size: int, first_only: bool = False) ->
     data = AvatarDataset(folder)
     images, labels = [], []
     for i in range(len(data)):
-        yaw = [math.degrees(math.atan2(float(c.cam2world[0, 3]), float(c.cam2world[2, 3]))) for c in data.cameras(i)]
-        chosen = [0] if first_only else [view for view, angle in enumerate(yaw) if abs(angle) <= MAX_YAW]
+        cameras = [] if first_only else data.cameras(i)
+        chosen = [0] if first_only else [view for view, camera in enumerate(cameras) if abs(camera.yaw) <= MAX_YAW]
         images.append(_to_bytes(data.images(i)[chosen].permute(0, 3, 1, 2), size))
         labels.append(_labels(data.attributes(i)).expand(len(chosen), -1))
     return Pictures(torch.cat(images), torch.cat(labels))
@@ -220,7 +219,7 @@ def _step(reader: AttributeReader, optimizer: torch.optim.Optimizer, pictures: P
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, settings.steps, settings.learning_rate, max(1, settings.steps // 20))
     reader.train()
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
+    with mixed_precision(device):
         logits = reader(images)
     value = loss(logits, pictures.labels[chosen].to(device), recolored.to(device), settings.label_smoothing)
     optimizer.zero_grad(set_to_none=True)

@@ -55,6 +55,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> floa
     return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, steps))))
 
 
+def mixed_precision(device: torch.device | str) -> torch.autocast:
+    """bfloat16 for what gains by it, where the processor multiplies it; elsewhere everything stays float32.
+
+    A CPU without such instructions computes it in software, some hundred times as slowly.
+    """
+    kind = torch.device(device).type
+    able = kind != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(kind, torch.bfloat16, enabled=able)
+
+
 def save_training(folder: Path, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer,
                   settings: Mapping[str, Any]) -> None:
     """Write modules, optimizer moments and the settings that must not change on resuming, atomically."""

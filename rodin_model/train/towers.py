@@ -30,6 +30,7 @@ from rodin_model.train.resume import (
     load_training,
     log_stats,
     make_optimizer,
+    mixed_precision,
     save_training,
     settings_of,
 )
@@ -76,14 +77,20 @@ class Pictures:
     attributes: list[Attributes]
 
     @classmethod
-    def load(cls, folders: Sequence[str | Path], views: int, size: int) -> Pictures:
-        """Read the first `views` views of every avatar, resized to `size` pixels; ValueError if there is no avatar."""
+    def load(cls, folders: Sequence[str | Path], views: int, size: int, max_yaw: float = 180.0) -> Pictures:
+        """Read the first `views` views of every avatar, resized to `size` pixels; ValueError if there is no avatar.
+
+        Of these, the views that are at most `max_yaw` degrees from the front stay; the first always does.
+        """
         from rodin_model.avatars.dataset import AvatarDataset
         images, attributes = [], []
         for folder in folders:
             data = AvatarDataset(folder)
             for i in range(len(data)):
                 rgba = data.read(i, "images")[:views].permute(0, 3, 1, 2).float()
+                if max_yaw < 180:
+                    yaw = [camera.yaw for camera in data.cameras(i)[:views]]
+                    rgba = rgba[[k for k, angle in enumerate(yaw) if k == 0 or abs(angle) <= max_yaw]]
                 small = F.interpolate(rgba, (size, size), mode="bilinear", antialias=True, align_corners=False)
                 images.append(small.round().clamp(0, 255).byte())
                 attributes.append(data.attributes(i))
@@ -95,7 +102,11 @@ class Pictures:
 
     def draw(self, who: np.ndarray, view: np.ndarray) -> Tensor:
         """Float RGBA [B, 4, S, S] in [0, 1] of avatars `who` from `view` (taken modulo the views that they have)."""
-        return self.images[torch.from_numpy(self.first[who] + view % self.views[who])].float() / 255
+        return self.images[self.place(who, view)].float() / 255
+
+    def place(self, who: np.ndarray, view: np.ndarray) -> Tensor:
+        """int64 [B]: where among `images` these views are."""
+        return torch.from_numpy(self.first[who] + view % self.views[who])
 
 
 def on_background(rgba: Tensor, color: Tensor) -> Tensor:
@@ -271,7 +282,7 @@ class TowersTrainer:
         while self.step < until:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, steps, self.settings.learning_rate)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with mixed_precision(self.device):
                 losses = self.losses(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
@@ -304,21 +315,35 @@ def start_from(towers: Towers, folder: str | Path) -> None:
                 tensor.copy_(stored[name])
 
 
+def trainer_of(options: argparse.Namespace, settings: Settings) -> TowersTrainer:
+    """The trainer that the command line asks for."""
+    if options.photographs:
+        from rodin_model.train.photograph_tower import PhotographTrainer
+
+        if not options.start:
+            raise ValueError("--photographs needs --start, the towers whose latents are to stay")
+        start = TowerConditioner.from_folder(options.start).towers
+        return PhotographTrainer(options.output, settings, options.data, start, options.device)
+    trainer = TowersTrainer(options.output, settings, options.data, device=options.device)
+    if options.start and trainer.step == 0:
+        start_from(trainer.towers, options.start)
+    return trainer
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rodin_model.train.towers", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", nargs="*", default=[], help="folders of data sets")
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
     parser.add_argument("--start", help="folder of towers to begin with")
+    parser.add_argument("--photographs", action="store_true",
+                        help="teach the picture tower of --start to read photographs, moving it as little as possible")
     parser.add_argument("--device", default="cpu")
     add_settings(parser, Settings)
     options = parser.parse_args(arguments)
     settings = settings_of(options, Settings)
     try:
-        trainer = TowersTrainer(options.output, settings, options.data, device=options.device)
-        if options.start and trainer.step == 0:
-            start_from(trainer.towers, options.start)
-        trainer.run()
+        trainer_of(options, settings).run()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

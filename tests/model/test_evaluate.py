@@ -15,10 +15,11 @@ from torch import Tensor
 
 from rodin_model import evaluate
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
-from rodin_model.evaluation import fits, scores
+from rodin_model.evaluation import edits, faces, fits, freedom, scores, visibility, words
 from rodin_model.evaluation.edits import EDITS, count_edits
 from rodin_model.evaluation.frechet import frechet_distance
 from rodin_model.evaluation.neighbours import Neighbours, features, nearest_other
+from rodin_model.evaluation.sampler import Options, Sampler, Section
 from rodin_model.fit import StageConfig
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.reader import AttributeReader, ReaderConfig
@@ -73,15 +74,18 @@ def drawn_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     def fronts(avatars: Sequence[Attributes], size: int, what: str = "", yaw: float = 0.0) -> Tensor:
         return torch.stack([picture_of(a) for a in avatars])
 
-    monkeypatch.setattr(evaluate, "true_fronts", fronts)
+    for module in (evaluate, edits, faces, freedom, words):
+        monkeypatch.setattr(module, "true_fronts", fronts)
     monkeypatch.setattr("rodin_model.evaluation.neighbours.true_fronts", fronts)
 
 
-def run(made: Sequence[Attributes], section: str, avatars: Sequence[Attributes]) -> evaluate.Section:
+def run(made: Sequence[Attributes], section: str, avatars: Sequence[Attributes]) -> Section:
     """One section of the report for a model that makes `made` when asked for `avatars`."""
-    sampler = evaluate.Sampler(Pipe(made), evaluate.Options(size=SIZE))
+    sampler = Sampler(Pipe(made), Options(size=SIZE))
     truth = torch.stack([picture_of(a) for a in avatars])
-    return getattr(evaluate, f"evaluate_{section}")(sampler, PerfectReader(), avatars, truth)
+    if section == "text":
+        return words.evaluate_text(sampler, PerfectReader(), avatars, truth)[0]
+    return faces.evaluate_portraits(sampler, PerfectReader(), avatars, truth)
 
 
 @pytest.mark.parametrize("section", ["text", "portraits"])
@@ -98,7 +102,7 @@ def test_a_perfect_model_gets_full_marks_and_a_wrong_one_does_not(section: str) 
 
 def test_every_avatar_has_a_seed_of_its_own() -> None:
     pipe = Pipe(evaluate.held_out(20))
-    evaluate.Sampler(pipe, evaluate.Options(size=SIZE, seed=3)).fronts("", prompts=[str(i) for i in range(20)])
+    Sampler(pipe, Options(size=SIZE, seed=3)).fronts("", prompts=[str(i) for i in range(20)])
     seeds = [g.initial_seed() for _, _, generators in pipe.calls for g in generators]
     assert [len(prompts) for prompts, _, _ in pipe.calls] == [16, 4]
     assert len(set(seeds)) == 20
@@ -123,25 +127,25 @@ def test_chance_is_what_random_avatars_would_fulfil() -> None:
     shares = scores.frequencies(2000)
     assert all(sum(s.values()) == pytest.approx(1) for s in shares.values())
     drawn = [sample_attributes(5_000_000 + i) for i in range(2000)]
-    words = [{name: getattr(a, name) for name in CHOICES} for a in drawn]
-    counts = scores.count(words, [{"hat": ("none",), "facial_hair": ("goatee", "full beard")}] * 2000, shares)
+    seen = [{name: getattr(a, name) for name in CHOICES} for a in drawn]
+    counts = scores.count(seen, [{"hat": ("none",), "facial_hair": ("goatee", "full beard")}] * 2000, shares)
     assert counts["hat"].rate == pytest.approx(counts["hat"].chance, abs=0.04)
     assert counts["facial_hair"].rate == pytest.approx(counts["facial_hair"].chance, abs=0.04)
 
 
 def test_what_cannot_be_seen_is_not_asked_of_a_portrait() -> None:
     hidden = sample_attributes(1, glasses="sunglasses", hair_style="bald", facial_hair="none")
-    assert not {"eye_color", "eye_shape", "hair_color"} & set(scores.wanted_of(hidden))
-    assert scores.wanted_of(hidden)["glasses"] == ("sunglasses",)
+    assert not {"eye_color", "eye_shape", "hair_color"} & set(visibility.wanted_of(hidden))
+    assert visibility.wanted_of(hidden)["glasses"] == ("sunglasses",)
 
 
 def test_a_copy_of_a_training_avatar_is_found_out(tmp_path: Path) -> None:
     reader, training = PerfectReader(), [sample_attributes(i) for i in range(12)]
     Neighbours.of(reader, range(12)).save(tmp_path)
     known = Neighbours.load(tmp_path)
-    sampler = evaluate.Sampler(Pipe([training[7], *evaluate.held_out(3)]), evaluate.Options(size=SIZE, noise=4))
+    sampler = Sampler(Pipe([training[7], *evaluate.held_out(3)]), Options(size=SIZE, noise=4))
     truth = torch.stack([picture_of(a) for a in evaluate.held_out(4)])
-    section = evaluate.evaluate_noise(sampler, reader, truth, known)
+    section = freedom.evaluate_noise(sampler, reader, truth, known)
     assert section.metrics["smallest_to_training"] < 0.01 < section.metrics["held_out_smallest_to_training"]
     distance, who = known.nearest(features(reader, picture_of(training[7])[None]))
     assert who == [training[7]] and distance < 0.01
@@ -188,7 +192,7 @@ def test_features_keep_distances() -> None:
 
 
 def test_the_phrasings_are_well_formed() -> None:
-    entries = json.loads(evaluate.PHRASINGS.read_text(encoding="utf-8"))
+    entries = json.loads(words.PHRASINGS.read_text(encoding="utf-8"))
     assert len(entries) >= 30 and len({entry["text"] for entry in entries}) == len(entries)
     for entry in entries:
         assert entry["accepts"]
@@ -204,14 +208,19 @@ def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path
     assert evaluate.main([*arguments, "--quick", "--count", "2", "--noise", "2", "--fits", "0", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert all(title in printed for title in ("Words to avatar", "Portrait to", "Hand-written", "Noise to avatar",
-                                                  "from the side", "Edits of 2 avatars", "Frechet distance"))
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["model"] == "tiny" and metrics["text"]["result"]["all"]["asked"] > 0
+                                                  "from the side", "Edits of 2 avatars", "Frechet distance",
+                                                  "avatars of \"A bearded man", "Costs of one avatar"))
+    report = json.loads((out / evaluate.RESULTS).read_text())
+    parts = {name: part["metrics"] for name, part in report["parts"].items()}
+    assert report["model"] == "tiny" and parts["text"]["result"]["all"]["asked"] > 0
     sheets = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png", "edits.png"}
-    assert set(metrics["sides"]) == {"30", "60"} and metrics["sides"]["60"]["all"]["asked"] > 0
-    assert metrics["edits"]["all"]["asked"] > 0 and metrics["distance"]["truth"] > 0
+    assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png", "edits.png", "sentence.png"}
+    assert set(parts["sides"]) == {"30", "60"} and parts["sides"]["60"]["all"]["asked"] > 0
+    assert parts["edits"]["all"]["asked"] > 0 and parts["distance"]["truth"] > 0
+    assert {"load", "prior", "base", "upsampler", "picture", "turntable"} == set(parts["costs"]["seconds"])
+    assert 0.01 < parts["costs"]["memory_gb"]["load"] <= parts["costs"]["memory_gb"]["turntable"] < 100
     assert all(b"trainedAlgorithmicMedia" in data for data in sheets.values())
+    assert all(row["n"] >= 1 for part in report["parts"].values() for row in part["rows"])
 
 
 def test_fits_are_measured_on_views_that_they_did_not_see(tiny_model_dir: Path,
@@ -241,6 +250,7 @@ def test_missing_parts_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     AttributeReader(ReaderConfig(size=SIZE, widths=(4,))).save(tmp_path / "reader")
     out = str(tmp_path / "out")
     for arguments in (["--reader", str(tmp_path / "nothing")], ["--reader", str(tmp_path / "reader"), "--noise", "1"],
+                      ["--reader", str(tmp_path / "reader"), "--only", "text,hats"],
                       ["--reader", str(tmp_path / "reader"), "--quick", "--model", str(tmp_path / "nothing")]):
         assert evaluate.main(["--output-dir", out, *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]

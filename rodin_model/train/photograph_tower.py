@@ -1,0 +1,70 @@
+"""The picture tower learns to read photographs without moving what it says of plain pictures.
+
+The diffusions were trained on the latents of one tower, so another tower must mean the same by them. Its teacher is the
+tower that it starts from: of a plain picture the pupil must say what the teacher says, and of a photograph of the same
+view (`photographed`) what the teacher says of the plain one. The heads of the words, frozen too, add what was true.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rodin_model.towers import Towers
+from rodin_model.train import towers as training
+from rodin_model.train.photographs import photographed
+
+#: Portraits are taken from at most so many degrees aside.
+MAX_YAW = 65.0
+#: Weights of the distance to the teacher on plain pictures and on photographs, and of the attributes and the shape.
+PLAIN, PHOTOGRAPH, TRUTH = 4.0, 2.0, 0.5
+
+
+class PhotographTrainer(training.TowersTrainer):
+    """`TowersTrainer` with words frozen, whose every step shows plain pictures and photographs by halves.
+
+    Batch normalisation keeps the teacher's statistics, which are those of plain pictures: nothing moves unless the
+    weights do.
+    """
+
+    def __init__(self, output: str | Path, settings: training.Settings, data: Sequence[str | Path], towers: Towers,
+                 device: str | torch.device = "cpu") -> None:
+        self.teacher = copy.deepcopy(towers.image).to(device).eval().requires_grad_(False)
+        super().__init__(output, dataclasses.replace(settings, freeze_words=True), data, towers, device)
+        self.wanted: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Pictures into memory, and what the teacher says of each on white: [P, 512]."""
+        pictures = training.Pictures.load(self.data, self.settings.views, self.towers.config.image_size, MAX_YAW)
+        with torch.no_grad():
+            said = [self.teacher(plain(part.float() / 255).to(self.device)) for part in pictures.images.split(64)]
+        self.pictures, self.wanted = pictures, torch.cat(said)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """The losses of one step, everything drawn from (seed, step)."""
+        if self.pictures is None or self.wanted is None:
+            self.prepare()
+        assert self.pictures is not None and self.wanted is not None
+        s, pictures = self.settings, self.pictures
+        self.towers.image.eval()
+        rng = np.random.default_rng([s.seed, step])
+        who = rng.integers(0, len(pictures.attributes), s.image_batch)
+        view = np.where(rng.random(len(who)) < s.front_share, 0, rng.integers(0, s.views, len(who)))
+        rgba, half = pictures.draw(who, view), s.image_batch // 2
+        changed = photographed(rgba[half:], torch.Generator().manual_seed(s.seed * 1_000_003 + step))
+        z = self.towers.image(torch.cat([plain(rgba[:half]), changed]).to(self.device))
+        apart = 1 - (z * self.wanted[pictures.place(who, view)]).sum(-1)
+        truth = self._image_losses(z[half:], [pictures.attributes[int(i)] for i in who[half:]])
+        return {"plain": PLAIN * apart[:half].mean(), "photograph": PHOTOGRAPH * apart[half:].mean(),
+                **{name: TRUTH * value for name, value in truth.items()}}
+
+
+def plain(rgba: Tensor) -> Tensor:
+    """Premultiplied RGBA [B, 4, S, S] on white, as `AvatarDataset.images` gives it: [B, 3, S, S]."""
+    return training.on_background(rgba, torch.ones(len(rgba), 3)).clamp(0, 1)

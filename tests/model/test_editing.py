@@ -1,0 +1,150 @@
+"""Edits: words point to a part of the box, only that part changes, and noise is found again from planes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from rodin_model import editing
+from rodin_model.pipeline import RodinPipeline
+from rodin_model.regions import EDGE, REGIONS, box, face, named_attributes, region
+from rodin_model.triplane import Avatar
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model_dir: Path) -> RodinPipeline:
+    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def avatar(pipe: RodinPipeline) -> Avatar:
+    return pipe("a man", generator=torch.Generator().manual_seed(5)).avatars[0]
+
+
+@pytest.mark.parametrize(("text", "names"), [
+    ("blonde hair", "hair_color"), ("Short hair.", "hair_style"), ("smiling face", "expression"),
+    ("sunglasses", "glasses"), ("a red dress", "clothing clothing_color"),
+    ("long wavy pink hair", "hair_color hair_style"),
+    ("a black leather jacket", "clothing clothing_color"), ("black skin", "skin_tone"), ("blue eyes", "eye_color"),
+    ("clean shaven", "facial_hair"), ("something quite different", ""), ("", "")])
+def test_words_name_attributes(text: str, names: str) -> None:
+    assert named_attributes(text) == frozenset(names.split())
+
+
+def test_regions_are_where_the_parts_of_a_head_are() -> None:
+    places = {"mouth": (0.0, -0.11, 0.4), "eye": (-0.17, 0.13, 0.35), "hair": (0.0, 0.75, 0.0),
+              "neck": (0.3, -0.7, 0.0)}
+    points = torch.tensor(list(places.values()))
+    found = {name: dict(zip(places, region([name], points).tolist(), strict=True)) for name in REGIONS}
+    assert found["expression"]["mouth"] == found["expression"]["eye"] == 1 and found["expression"]["hair"] == 0
+    assert found["hair_color"] == {"mouth": 0, "eye": 0, "hair": 1, "neck": 0}
+    assert found["clothing"]["neck"] == 1 and found["clothing"]["mouth"] == 0
+    assert found["glasses"]["eye"] == 1 and found["glasses"]["mouth"] == 0
+    both = region(["clothing", "expression"], points)
+    assert both.tolist() == [1, 1, 0, 1]
+
+
+def test_unknown_words_and_whole_heads_may_change_everything() -> None:
+    points = torch.rand(9, 3) * 2 - 1
+    assert (region([], points) == 1).all() and (region(["age", "lips"], points) == 1).all()
+    assert not (region(["lips"], points) == 1).all()
+
+
+def test_edges_are_soft() -> None:
+    inside = box((-2.0, 0.5), (-1.0, 1.0), (-1.0, 1.0))
+    across = inside(torch.tensor([[x, 0.0, 0.0] for x in (0.5 - EDGE, -0.5, 0.5 + EDGE)]))
+    assert across.tolist() == [1.0, 0.5, 0.0]
+    assert float(face(torch.tensor([0.0, 0.0, 0.45]))) == 1 and float(face(torch.tensor([0.0, 0.0, -0.4]))) == 0
+
+
+def test_a_composition_is_one_avatar_here_and_the_other_there(avatar: Avatar) -> None:
+    other = dataclasses.replace(avatar, planes=avatar.planes + 0.5 * torch.randn(
+        avatar.planes.shape, generator=torch.Generator().manual_seed(1)))
+    mixed = editing.composed(avatar, other, ["hair_color"])
+    points = (torch.rand(6000, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1) * 0.9
+    old, new, made = (editing._features(a, a.planes, points) for a in (avatar, other, mixed))
+    share = region(["hair_color"], points)
+    apart = (new - old).square().mean()
+    for part, wanted in ((share == 0, old), (share == 1, new)):
+        assert (made - wanted)[part].square().mean() < 0.35 * apart
+    assert (made - new)[share == 0].square().mean() > 2 * (made - old)[share == 0].square().mean()
+    assert editing.composed(avatar, other, []) is other
+
+
+def test_what_is_the_same_stays_the_same_to_the_bit(avatar: Avatar) -> None:
+    assert torch.equal(editing.composed(avatar, avatar, ["hair_color"]).planes, avatar.planes)
+
+
+def test_noise_is_found_again_from_planes(pipe: RodinPipeline, avatar: Avatar) -> None:
+    z, base = avatar.metadata["z"][None], pipe.base
+    noise = editing.noise_of(base, avatar, z[0], 3)
+    clean = base.denoise(z, [], steps=50, noise=noise)
+    found = editing.invert(base, clean, z, 50)
+    again = base.denoise(z, [], steps=50, noise=found)
+    assert (again - clean).square().mean() < 0.02 * clean.square().mean()
+    coarse = editing.invert(base, clean, z, 4)
+    assert (coarse - noise).square().mean() > (found - noise).square().mean()
+
+
+def test_emphasis_multiplies_what_the_words_change(pipe: RodinPipeline, avatar: Avatar) -> None:
+    base, z = pipe.base, avatar.metadata["z"][None]
+    noise, moved = editing.noise_of(base, avatar, z[0], 3), torch.nn.functional.normalize(z + 0.3 * torch.randn(
+        z.shape, generator=torch.Generator().manual_seed(4)), dim=-1)
+    asked = {"steps": 3, "guidance_scale": 2.0, "guidance_stop": 0.5}
+    none, own, full, twice = (editing.changed(base, noise, z, moved, emphasis=e, **asked) for e in (0, 0, 1, 2))
+    plain = base.sample(z, generators=[], noise=noise, **asked)
+    guided = base.sample(moved, generators=[], noise=noise, **asked)
+    torch.testing.assert_close(none, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full, guided, rtol=1e-4, atol=1e-4)
+    assert (twice - own).norm() > 1.3 * (full - own).norm()
+
+
+def test_an_edit_of_a_part_leaves_the_rest(pipe: RodinPipeline, avatar: Avatar) -> None:
+    edited, whole = pipe.edit(avatar, "sunglasses"), pipe.edit(avatar, "elderly")
+    points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    share = region(["glasses"], points)
+    old, new = (editing._features(a, a.planes, points) for a in (avatar, edited))
+    moved = (new - old).square().mean(-1)
+    assert moved[share == 1].mean() > 8 * moved[share == 0].mean()
+    assert edited.metadata["edits"] == ["sunglasses"] and whole.metadata["edits"] == ["elderly"]
+
+
+def test_any_avatar_can_be_edited(pipe: RodinPipeline, avatar: Avatar, tmp_path: Path) -> None:
+    """One from a file knows neither seed nor z; its decoder comes from the file, too."""
+    Avatar(avatar.planes, avatar.decoder).save(tmp_path / "stranger.safetensors")
+    stranger = Avatar.load(tmp_path / "stranger.safetensors")
+    edited = pipe.edit(stranger, "sunglasses")
+    assert "noise_seed" not in edited.metadata and edited.metadata["edits"] == ["sunglasses"]
+    assert not torch.equal(edited.planes, avatar.planes)
+    again = pipe.edit(edited, "blonde hair")
+    assert again.metadata["edits"] == ["sunglasses", "blonde hair"]
+    with pytest.raises(ValueError, match="are not of the kind that this model makes"):
+        pipe.edit(Avatar(torch.zeros(3, 4, 4, 4), avatar.decoder), "sunglasses")
+
+
+def test_another_decoder_cannot_be_composed(avatar: Avatar) -> None:
+    other = avatar.to("cpu")
+    with torch.no_grad():
+        next(iter(other.decoder.parameters())).add_(1)
+    assert editing.comparable(avatar, avatar.to("cpu"))
+    assert not editing.comparable(avatar, other)
+    assert not editing.comparable(avatar, dataclasses.replace(avatar, padding_mode="border"))
+
+
+def test_an_edit_may_name_what_it_starts_from(pipe: RodinPipeline, avatar: Avatar) -> None:
+    edited = pipe.edit(avatar, "blonde hair", source="black hair")
+    told, source = (pipe.conditioner.encode_text([text])[0] for text in ("blonde hair", "black hair"))
+    z = avatar.metadata["z"]
+    torch.testing.assert_close(edited.metadata["z"], torch.nn.functional.normalize(z + told - source, dim=0) * z.norm())
+
+
+def test_noise_between_two_seeds_is_as_normal_as_either(pipe: RodinPipeline) -> None:
+    ends = [editing.noise_between(pipe.base, "base", (1, 2), share) for share in (0.0, 0.5, 1.0)]
+    assert not torch.equal(ends[0], ends[2])
+    assert float(ends[1].std()) == pytest.approx(float(ends[0].std()), rel=0.05)
+    assert torch.equal(editing.noise_between(pipe.base, "base", (1, 1), 0.5), ends[0])
