@@ -68,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
                 description="Make a 3D head avatar from words, from a portrait, or (with neither) from noise.")
     p.add_argument("prompt", nargs="?", help="what the avatar looks like, in your own words")
     p.add_argument("--image", metavar="FILE", type=Path, help="a portrait instead of words: JPEG, PNG or WebP")
+    p.add_argument("--crop", metavar=("LEFT", "TOP", "SIDE"), nargs=3, type=int,
+                   help="the square of the portrait with the head, in pixels; default: its middle")
     p.add_argument("--avatar", metavar="FILE", type=Path, help="an avatar.safetensors instead of words, to be edited")
     p.add_argument("--edit", metavar="TEXT", action="append", default=[],
                    help='then change it, for instance "blonde hair" or, with what it was before,\n'
@@ -105,10 +107,13 @@ def read_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, I
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     if options.image is None:
+        if options.crop is not None:
+            raise ValueError("--crop needs --image")
         return options, None
-    from rodin_model.portraits import read_portrait
+    from rodin_model.portraits import cropped, read_portrait
 
-    return options, read_portrait(options.image)
+    portrait = read_portrait(options.image)
+    return options, portrait if options.crop is None else cropped(portrait, *options.crop)
 
 
 def edit_words(text: str) -> tuple[str | None, str]:

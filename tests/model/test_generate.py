@@ -152,6 +152,7 @@ def bomb() -> bytes:
     (["--image", "bomb.png"], "bomb.png has too many pixels; at most 50 megapixels"),
     (["--image", "nobody.png"], "there is no file nobody.png"),
     (["a man", "--edit", " "], "--edit is empty"),
+    (["a man", "--crop", "0", "0", "64"], "--crop needs --image"),
     (["a man", "--edit", "black hair -> "], "--edit is empty"),
     (["a man", "--avatar", "notes.png", "--edit", "a hat"], "give --avatar or a prompt or --image, not two of them"),
     (["--avatar", "notes.png"], "--avatar needs --edit"),
