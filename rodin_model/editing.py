@@ -21,8 +21,8 @@ from rodin_model.regions import region
 from rodin_model.seeds import stage_generator
 from rodin_model.triplane import Avatar
 
-#: Solid points at which two avatars are compared, and steps of conjugate gradients.
-POINTS, STEPS = 60_000, 20
+#: Solid points at which two avatars are compared for each texel of one plane, and steps of conjugate gradients.
+PER_TEXEL, STEPS = 4, 20
 #: The density from which on a point is solid, and the weight of an empty point.
 SOLID, EMPTY = 1.0, 0.5
 
@@ -146,11 +146,12 @@ def _features(avatar: Avatar, planes: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _points(before: Avatar, after: Avatar, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points [N, 3] of the box and their weights [N, 1]: up to `POINTS` where one of the two is solid, and some empty
-    ones, so that nothing grows there."""
-    tried = (torch.rand(6 * POINTS, 3, generator=generator) * 2 - 1).to(before.device)
+    """Points [N, 3] of the box and their weights [N, 1]: up to `PER_TEXEL` for each texel of a plane where one of the
+    two is solid, and some empty ones, so that nothing grows there."""
+    count = PER_TEXEL * before.planes.shape[-1] * before.planes.shape[-2]
+    tried = (torch.rand(6 * count, 3, generator=generator) * 2 - 1).to(before.device)
     solid = torch.maximum(before.density(tried), after.density(tried)) > SOLID
-    full, empty = tried[solid][:POINTS], tried[~solid][:POINTS // 3]
+    full, empty = tried[solid][:count], tried[~solid][:count // 3]
     weight = torch.cat([torch.ones(len(full), 1), torch.full((len(empty), 1), EMPTY)])
     return torch.cat([full, empty]), weight.to(tried)
 
