@@ -8,7 +8,7 @@ under two latents, and `composed` puts a part of one avatar into another.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,10 @@ from rodin_model.regions import region
 from rodin_model.seeds import stage_generator
 from rodin_model.triplane import Avatar
 
-#: Points at which two avatars are compared, of how many a step of the composition takes care, and how many steps.
-POINTS, BATCH, STEPS = 48_000, 12_000, 60
-#: Step size in standard deviations of a feature, and the density from which on a point belongs to a head.
-RATE, SOLID = 0.1, 1.0
+#: Solid points at which two avatars are compared for each texel of one plane, and steps of conjugate gradients.
+PER_TEXEL, STEPS = 4, 20
+#: The density from which on a point is solid, and the weight of an empty point.
+SOLID, EMPTY = 1.0, 0.5
 
 
 @torch.no_grad()
@@ -80,34 +80,64 @@ def changed(model: TriplaneDiffusion, noise: Tensor, z: Tensor, moved: Tensor, *
     return model.denormalize(planes)
 
 
+@torch.no_grad()
 def composed(before: Avatar, after: Avatar, names: Iterable[str], *, seed: int = 0) -> Avatar:
     """`before` with that part of `after` that an edit of the attributes `names` may change, in its own planes.
 
     A plane holds a whole projection, so a part of the box cannot be cut out of it. Instead the features of both are
-    blended at points, g = before + region (after - before), and planes that give g there are found by Adam from those
-    of `before`: a linear least-squares problem. Points fill the box, half of them near what is solid in either. Where
-    the region is the whole box, that is `after`. Both must have planes of one size, one decoder and one layout.
+    compared at points x, most of them where either is solid, and the change d of the planes is found that moves them
+    where the region says so, and nowhere else:
+
+        min_d sum_x w(x) |F_d(x) - region(x) (F_after(x) - F_before(x))|^2
+
+    F is linear in the planes, so this is solved by conjugate gradients, from d = 0 and stopped early, which leaves
+    alone what no point sees; d is smoothed over neighbouring texels for the same reason. Where the region is the whole
+    box, that is `after`. Both must have planes of one size, one decoder and one layout (`comparable`).
     """
     names = list(names)
-    points = _points(before, after, torch.Generator().manual_seed(seed))
+    points, weight = _points(before, after, torch.Generator().manual_seed(seed))
     share = region(names, points)
     if bool((share == 1).all()):
         return after
-    old, new = (_features(avatar, avatar.planes.float(), points) for avatar in (before, after))
-    goal = old + share[:, None] * (new - old)
-    spread = (new - old).std(0).clamp_min(1e-4)
-    planes = before.planes.float().clone().requires_grad_()
-    optimizer = torch.optim.Adam([planes], RATE * float(before.planes.float().std()), betas=(0.8, 0.98))
-    generator = torch.Generator().manual_seed(seed + 1)
+    old, new = before.planes.float(), after.planes.to(before.device).float()
+    goal = share[:, None] * _features(before, new - old, points)
+    found = least_squares(lambda planes: weight * _features(before, smooth(planes), points), weight * goal,
+                          torch.zeros_like(old), STEPS)
+    return dataclasses.replace(after, planes=(old + smooth(found)).to(before.planes.dtype))
+
+
+def least_squares(apply: Callable[[Tensor], Tensor], goal: Tensor, start: Tensor, steps: int) -> Tensor:
+    """x near the minimum of |apply(x) - goal|^2 for a linear, differentiable `apply`: `steps` of CGLS from `start`.
+
+    (Bjoerck 1996, algorithm 7.4.1.) Exact after as many steps as x has numbers; stops where nothing is left to gain.
+    """
     with torch.enable_grad():
-        for step in range(STEPS):
-            optimizer.param_groups[0]["lr"] = RATE * float(before.planes.float().std()) * (1 - step / STEPS)
-            some = torch.randint(len(points), (BATCH,), generator=generator).to(points.device)
-            loss = F.mse_loss(_features(before, planes, points[some]) / spread, goal[some] / spread)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return dataclasses.replace(after, planes=planes.detach().to(before.planes.dtype))
+        leaf = torch.zeros_like(start).requires_grad_()
+        made = apply(leaf)
+
+    def transposed(y: Tensor) -> Tensor:
+        return torch.autograd.grad(made, leaf, y, retain_graph=True)[0]
+
+    x, rest = start, goal - apply(start)
+    slope = transposed(rest)
+    way, size = slope, slope.square().sum()
+    for _ in range(steps):
+        if float(size) <= 1e-20:
+            break
+        effect = apply(way)
+        pace = size / effect.square().sum()
+        x, rest = x + pace * way, rest - pace * effect
+        slope = transposed(rest)
+        before, size = size, slope.square().sum()
+        way = slope + size / before * way
+    return x
+
+
+def smooth(planes: Tensor) -> Tensor:
+    """[3, C, H, W] blurred by (1 2 1)/4 along rows and columns, borders repeated."""
+    x = F.pad(planes, (1, 1, 1, 1), mode="replicate")
+    x = (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
+    return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
 
 
 def _features(avatar: Avatar, planes: Tensor, points: Tensor) -> Tensor:
@@ -115,12 +145,15 @@ def _features(avatar: Avatar, planes: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _points(before: Avatar, after: Avatar, generator: torch.Generator) -> Tensor:
-    """`POINTS` points of the box, at least half of them where one of the two is solid, if that many are found."""
-    tried = (torch.rand(4 * POINTS, 3, generator=generator) * 2 - 1).to(before.device)
+def _points(before: Avatar, after: Avatar, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points [N, 3] of the box and their weights [N, 1]: up to `PER_TEXEL` for each texel of a plane where one of the
+    two is solid, and some empty ones, so that nothing grows there."""
+    count = PER_TEXEL * before.planes.shape[-1] * before.planes.shape[-2]
+    tried = (torch.rand(6 * count, 3, generator=generator) * 2 - 1).to(before.device)
     solid = torch.maximum(before.density(tried), after.density(tried)) > SOLID
-    chosen = tried[solid][:POINTS]
-    return torch.cat([chosen, tried[~solid][:POINTS - len(chosen) // 2]])
+    full, empty = tried[solid][:count], tried[~solid][:count // 3]
+    weight = torch.cat([torch.ones(len(full), 1), torch.full((len(empty), 1), EMPTY)])
+    return torch.cat([full, empty]), weight.to(tried)
 
 
 @torch.no_grad()

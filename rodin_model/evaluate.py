@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import sys
 import time
@@ -43,6 +44,8 @@ from rodin_model.pipeline import RodinPipeline
 from rodin_model.provenance import Mark
 from rodin_model.reader import SHIPPED, AttributeReader
 
+#: What compares views of one avatar; a package without it leaves that part out.
+CONSISTENCY = "rodin_model.evaluation.consistency"
 #: The file of figures that the command writes.
 RESULTS = "evaluation.json"
 
@@ -117,8 +120,7 @@ class Evaluation:
 
     def views(self) -> Section:
         """Whether pictures of one avatar agree from view to view, beside true pictures."""
-        from rodin_model.evaluation import consistency
-
+        consistency = importlib.import_module(CONSISTENCY)
         count = min(4, self.options.edited, self.options.count)
         made = [consistency.avatar_consistency(a) for a in self.sampler.avatars(range(count))]
         true = [consistency.true_consistency(a) for a in self.avatars[:count]]
@@ -146,7 +148,7 @@ def wanted(only: str | None, options: Options) -> list[str]:
         return [name for name in PARTS if name in names]
     empty = {"fit": not options.fits, "edits": not options.edited, "sentence": not options.alike,
              "distance": options.count < 2,
-             "views": importlib.util.find_spec("rodin_model.evaluation.consistency") is None}
+             "views": importlib.util.find_spec(CONSISTENCY) is None}
     return [name for name in PARTS if not empty.get(name, False)]
 
 

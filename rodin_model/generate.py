@@ -31,7 +31,8 @@ _EPILOG = """examples:
   python -m rodin_model.generate "a bearded man with curly hair in a black leather jacket" --output-dir avatar
   python -m rodin_model.generate --image portrait.jpg --output-dir from-a-portrait
   python -m rodin_model.generate --count 4 --output-dir surprises
-  python -m rodin_model.generate "an old woman" --edit "blonde hair" --edit "glasses" --output-dir edited"""
+  python -m rodin_model.generate "an old woman" --edit "blonde hair" --edit "glasses" --output-dir edited
+  python -m rodin_model.generate --avatar avatar/avatar.safetensors --edit "black hair -> red hair" --output-dir red"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,8 +71,13 @@ def parser() -> argparse.ArgumentParser:
                 description="Make a 3D head avatar from words, from a portrait, or (with neither) from noise.")
     p.add_argument("prompt", nargs="?", help="what the avatar looks like, in your own words")
     p.add_argument("--image", metavar="FILE", type=Path, help="a portrait instead of words: JPEG, PNG or WebP")
+    p.add_argument("--crop", metavar=("LEFT", "TOP", "SIDE"), nargs=3, type=int,
+                   help="the square of the portrait with the head, in pixels; default: its middle")
+    p.add_argument("--avatar", metavar="FILE", type=Path, help="an avatar.safetensors instead of words, to be edited")
     p.add_argument("--edit", metavar="TEXT", action="append", default=[],
-                   help='then change it, for instance "blonde hair"; if given again, on top of the last')
+                   help='then change it, for instance "blonde hair" or, with what it was before,\n'
+                        '"black hair -> blonde hair"; if given again, on top of the last')
+    p.add_argument("--edit-strength", metavar="X", type=scale, help="1: as far as the words go; default: the model's")
     p.add_argument("--output-dir", metavar="DIR", type=Path, default=Path("avatar"), help="default: avatar")
     p.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in the output folder")
     p.add_argument("--seed", metavar="N", type=whole(0, 2**62), help="same seed, same avatar; default: a new one")
@@ -102,16 +108,38 @@ def read_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, I
         if options.image is not None:
             raise ValueError("give a prompt or --image, not both")
         options.prompt = check_prompt(options.prompt)
-    options.edit = [check_prompt(text, "--edit") for text in options.edit]
+    if options.avatar is not None:
+        check_avatar(options)
+    options.edit = [edit_words(text) for text in options.edit]
     if options.size is None:
         options.size = SIZE * (2 if options.refine else 1)
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     if options.image is None:
+        if options.crop is not None:
+            raise ValueError("--crop needs --image")
         return options, None
-    from rodin_model.portraits import read_portrait
+    from rodin_model.portraits import cropped, read_portrait
 
-    return options, read_portrait(options.image)
+    portrait = read_portrait(options.image)
+    return options, portrait if options.crop is None else cropped(portrait, *options.crop)
+
+
+def edit_words(text: str) -> tuple[str | None, str]:
+    """(what it was or None, what it becomes) of "blonde hair" or "black hair -> blonde hair"; ValueError if empty."""
+    before, arrow, after = text.partition("->")
+    return (check_prompt(before, "--edit"), check_prompt(after, "--edit")) if arrow else (None,
+                                                                                         check_prompt(text, "--edit"))
+
+
+def check_avatar(options: argparse.Namespace) -> None:
+    """ValueError or FileNotFoundError unless --avatar stands alone, is a file and has an edit to come."""
+    if options.prompt is not None or options.image is not None:
+        raise ValueError("give --avatar or a prompt or --image, not two of them")
+    if not options.edit or options.count != 1:
+        raise ValueError("--avatar needs --edit, and makes no more than one")
+    if not options.avatar.is_file():
+        raise FileNotFoundError(f"there is no file {options.avatar}")
 
 
 class Run:
@@ -150,13 +178,19 @@ class Run:
         """The avatar of one seed, then its edits, each on top of the one before."""
         import torch
 
-        asked = {"num_inference_steps": self.options.steps, "guidance_scale": self.options.guidance,
-                 "candidates": self.options.candidates}
+        from rodin_model.triplane import Avatar
+
+        asked = {"num_inference_steps": self.options.steps, "guidance_scale": self.options.guidance}
         with self.timed("diffusion"):
-            made = [self.pipe(self.options.prompt, portrait, generator=torch.Generator().manual_seed(seed),
-                              **asked).avatars[0]]  # type: ignore[union-attr]
-            for text in self.options.edit:
-                made.append(self.pipe.edit(made[-1], text))
+            if self.options.avatar is not None:
+                made = [Avatar.load(self.options.avatar, self.pipe.device)]
+            else:
+                made = [self.pipe(self.options.prompt, portrait, generator=torch.Generator().manual_seed(seed),
+                                  candidates=self.options.candidates,
+                                  **asked).avatars[0]]  # type: ignore[union-attr]
+            for source, text in self.options.edit:
+                made.append(self.pipe.edit(made[-1], text, source=source, strength=self.options.edit_strength,
+                                           **asked))
         return made
 
     def settings(self, avatar: Avatar, seed: int, edits: int) -> dict[str, Any]:
@@ -164,9 +198,11 @@ class Run:
         from rodin_model.provenance import SOURCE_TYPE, software
 
         names = ("num_inference_steps", "guidance_scale", "guidance_stop", "upsampler_steps")
-        image = self.options.image
+        image, file = self.options.image, self.options.avatar
         return {"prompt": self.options.prompt, "image": image.name if image is not None else None,
-                "edits": self.options.edit[:edits], "seed": seed, **{name: avatar.metadata[name] for name in names},
+                **({"avatar": file.name, "edit_strength": self.options.edit_strength} if file is not None else {}),
+                "edits": [_told(edit) for edit in self.options.edit[:edits]], "seed": seed,
+                **{name: avatar.metadata.get(name) for name in names},
                 "candidates": self.options.candidates or self.pipe.index.candidates,
                 "model": self.pipe.index.name, "software": software(), "device": str(self.pipe.device),
                 "size": self.options.size, "views": self.options.views, "refine": self.options.refine,
@@ -194,7 +230,8 @@ class Run:
             for edits, avatar in enumerate(self.make(portrait, seed)):
                 where = place / f"edit-{edits}" if edits else place
                 fronts.append(self.write(where, avatar, seed, edits))
-                labels.append(self.options.edit[edits - 1] if edits else f"seed {seed}")
+                start = f"seed {seed}" if self.options.avatar is None else self.options.avatar.name
+                labels.append(_told(self.options.edit[edits - 1]) if edits else start)
         if len(fronts) > 1:
             from rodin_model.provenance import Mark
             from rodin_model.sheets import save_sheet, sheet
@@ -202,6 +239,11 @@ class Run:
             # what the words were is said by labels, which are part of the picture the user asked for
             columns = len(self.options.edit) + 1 if self.options.edit else min(4, len(fronts))
             save_sheet(stage / "sheet.png", sheet(fronts, columns, labels), Mark(self.pipe.index.name))
+
+
+def _told(edit: tuple[str | None, str]) -> str:
+    source, text = edit
+    return text if source is None else f"{source} -> {text}"
 
 
 def generate(arguments: Sequence[str] | None = None) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rodin_model.avatars.captions import visible_attributes
+from rodin_model.conditioning import TowerConditioner
 from rodin_model.towers import Towers
 from rodin_model.train import towers as training
 from rodin_model.train.photographs import photographed
@@ -63,6 +65,32 @@ class PhotographTrainer(training.TowersTrainer):
         truth = self._image_losses(z[half:], [pictures.attributes[int(i)] for i in who[half:]])
         return {"plain": PLAIN * apart[:half].mean(), "photograph": PHOTOGRAPH * apart[half:].mean(),
                 **{name: TRUTH * value for name, value in truth.items()}}
+
+
+@torch.no_grad()
+def probe(towers: Towers, data: Sequence[str | Path], teacher: Towers | None = None, views: int = 8,
+          seed: int = 0) -> dict[str, float]:
+    """What z says rightly of held-out pictures at most `MAX_YAW` degrees aside: the share over all attributes that can
+    be seen, of plain pictures and of photographs; with `teacher` also the mean cosine of its z and theirs, of both."""
+    pictures = training.Pictures.load(data, views, towers.config.image_size, MAX_YAW)
+    reader, found = TowerConditioner(towers), {"plain": 0.0, "photograph": 0.0}
+    owner = np.repeat(np.arange(len(pictures.attributes)), pictures.views)
+    generator, asked = torch.Generator().manual_seed(seed), 0
+    alike = dict.fromkeys(found, 0.0)
+    for start in range(0, len(owner), 64):
+        rgba = pictures.images[start:start + 64].float() / 255
+        looks = {"plain": plain(rgba), "photograph": photographed(rgba, generator)}
+        who = [pictures.attributes[i] for i in owner[start:start + 64]]
+        asked += sum(len(visible_attributes(a)) for a in who)
+        for name, images in looks.items():
+            z = reader.encode_image(images)
+            said = reader.read_attributes(z)
+            found[name] += sum(words[n] == getattr(a, n) for a, words in zip(who, said, strict=True)
+                               for n in visible_attributes(a))
+            if teacher is not None:
+                alike[name] += float((z * teacher.image(looks["plain"])).sum())
+    result = {name: count / asked for name, count in found.items()}
+    return result if teacher is None else {**result, **{f"{name}_alike": v / len(owner) for name, v in alike.items()}}
 
 
 def plain(rgba: Tensor) -> Tensor:

@@ -338,12 +338,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", help="folder of towers to begin with")
     parser.add_argument("--photographs", action="store_true",
                         help="teach the picture tower of --start to read photographs, moving it as little as possible")
+    parser.add_argument("--held-out", nargs="*", help="with --photographs: data sets to compare pupil and teacher on")
     parser.add_argument("--device", default="cpu")
     add_settings(parser, Settings)
     options = parser.parse_args(arguments)
     settings = settings_of(options, Settings)
     try:
-        trainer_of(options, settings).run()
+        towers = trainer_of(options, settings).run()
+        if options.photographs and options.held_out:
+            from rodin_model.train.photograph_tower import probe
+
+            teacher = TowerConditioner.from_folder(options.start).towers
+            for name, some in (("before", teacher), ("after", towers)):
+                print(name, {k: round(v, 4) for k, v in probe(some, options.held_out, teacher).items()})
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

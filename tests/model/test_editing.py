@@ -63,10 +63,11 @@ def test_edges_are_soft() -> None:
 
 
 def test_a_composition_is_one_avatar_here_and_the_other_there(avatar: Avatar) -> None:
-    other = dataclasses.replace(avatar, planes=avatar.planes + 0.5 * torch.randn(
-        avatar.planes.shape, generator=torch.Generator().manual_seed(1)))
+    change = torch.randn(avatar.planes.shape, generator=torch.Generator().manual_seed(1))
+    other = dataclasses.replace(avatar, planes=avatar.planes + editing.smooth(editing.smooth(change)))
     mixed = editing.composed(avatar, other, ["hair_color"])
-    points = (torch.rand(6000, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1) * 0.9
+    points = (torch.rand(20_000, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1) * 0.9
+    points = points[avatar.density(points) > editing.SOLID]
     old, new, made = (editing._features(a, a.planes, points) for a in (avatar, other, mixed))
     share = region(["hair_color"], points)
     apart = (new - old).square().mean()
@@ -74,6 +75,23 @@ def test_a_composition_is_one_avatar_here_and_the_other_there(avatar: Avatar) ->
         assert (made - wanted)[part].square().mean() < 0.35 * apart
     assert (made - new)[share == 0].square().mean() > 2 * (made - old)[share == 0].square().mean()
     assert editing.composed(avatar, other, []) is other
+
+
+def test_least_squares_are_the_normal_equations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix, goal = torch.randn(9, 5, generator=generator).double(), torch.randn(9, generator=generator).double()
+    wanted = torch.linalg.lstsq(matrix, goal[:, None]).solution[:, 0]
+    start = torch.ones(5, dtype=torch.float64)
+    found = editing.least_squares(lambda x: matrix @ x, goal, start, 5)
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+    assert torch.equal(editing.least_squares(lambda x: matrix @ x, goal, start, 0), start)
+
+
+def test_smoothing_keeps_sums_and_spreads() -> None:
+    spot = torch.zeros(3, 1, 5, 5)
+    spot[:, :, 2, 2] = 16.0
+    assert editing.smooth(spot)[0, 0].tolist()[1:4] == [[0, 1, 2, 1, 0], [0, 2, 4, 2, 0], [0, 1, 2, 1, 0]]
+    assert torch.equal(editing.smooth(torch.ones(3, 2, 4, 4)), torch.ones(3, 2, 4, 4))
 
 
 def test_what_is_the_same_stays_the_same_to_the_bit(avatar: Avatar) -> None:

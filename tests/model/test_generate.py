@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from rodin_model import files, generate, outputs
@@ -92,6 +93,21 @@ def test_count_and_edits_make_folders_and_a_sheet(command: Any) -> None:
     assert Path("x/001/front.png").read_bytes() != Path("x/001/edit-2/front.png").read_bytes()
 
 
+def test_an_avatar_from_a_file_is_edited(command: Any) -> None:
+    assert command("a man", "--seed", "1", "--output-dir", "x", "--quiet") == 0
+    assert command("--avatar", "x/avatar.safetensors", "--edit", "black hair -> blonde hair", "--edit", "sunglasses",
+                   "--edit-strength", "1.5", "--output-dir", "y", "--quiet") == 0
+    places = [f"{edit}{name}" for edit in ("", "edit-1/", "edit-2/") for name in NAMES]
+    assert listing(Path("y")) == sorted(["sheet.png", *places])
+    settings = json.loads(Path("y/edit-2/settings.json").read_text())
+    assert settings["edits"] == ["black hair -> blonde hair", "sunglasses"] and settings["edit_strength"] == 1.5
+    assert settings["avatar"] == "avatar.safetensors" and settings["prompt"] is None
+    fronts = [Path("y", place, "front.png").read_bytes() for place in ("", "edit-1", "edit-2")]
+    assert fronts[0] == Path("x/front.png").read_bytes() and len(set(fronts)) == 3
+    edited, first = (Avatar.load(f"{place}/avatar.safetensors").metadata["z"] for place in ("y/edit-2", "x"))
+    assert not torch.equal(edited, first)
+
+
 def test_a_portrait_to_files(command: Any) -> None:
     picture = Image.linear_gradient("L").convert("RGB")
     exif = Image.Exif()
@@ -136,6 +152,12 @@ def bomb() -> bytes:
     (["--image", "bomb.png"], "bomb.png has too many pixels; at most 50 megapixels"),
     (["--image", "nobody.png"], "there is no file nobody.png"),
     (["a man", "--edit", " "], "--edit is empty"),
+    (["a man", "--crop", "0", "0", "64"], "--crop needs --image"),
+    (["a man", "--edit", "black hair -> "], "--edit is empty"),
+    (["a man", "--avatar", "notes.png", "--edit", "a hat"], "give --avatar or a prompt or --image, not two of them"),
+    (["--avatar", "notes.png"], "--avatar needs --edit"),
+    (["--avatar", "nobody.safetensors", "--edit", "a hat"], "there is no file nobody.safetensors"),
+    (["--avatar", "notes.png", "--edit", "a hat"], "notes.png"),
     (["a man", "--output-dir", "notes.png"], "notes.png is a file"),
     (["a man", "--output-dir", "notes.png/sub"], "notes.png is a file"),
     (["a man", "--output-dir", "full"], "full already holds front.png; add --overwrite"),

@@ -9,7 +9,7 @@ import torch
 
 from rodin_model.towers import Towers
 from rodin_model.train import photographs, towers
-from rodin_model.train.photograph_tower import PhotographTrainer, plain
+from rodin_model.train.photograph_tower import PhotographTrainer, plain, probe
 from rodin_model.train.photographs import Draws, framed, lit, photographed
 from tests.model.test_conditioning import fake_data, seeded
 
@@ -117,6 +117,16 @@ def test_backs_of_heads_are_no_portraits(tmp_path: Path, monkeypatch: pytest.Mon
     trainer.prepare()
     assert trainer.pictures is not None and trainer.pictures.views.tolist() == [1, 1, 1, 1]
     assert trainer.wanted is not None and trainer.wanted.shape == (4, 512)
+
+
+def test_the_probe_tells_teachers_from_pupils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras(monkeypatch, 0.0, 30.0)
+    teacher, other, data = seeded(), seeded(), [fake_data(tmp_path)]
+    torch.nn.init.normal_(other.image.head.weight, std=0.05)
+    same, moved = probe(teacher, data, teacher), probe(other, data, teacher)
+    assert same["plain_alike"] == pytest.approx(1, abs=1e-5) and moved["plain_alike"] < 0.9
+    assert same["photograph_alike"] < 0.9999 and 0 < same["plain"] < 1
+    assert set(probe(teacher, data)) == {"plain", "photograph"}
 
 
 def test_plain_is_the_picture_on_white() -> None:

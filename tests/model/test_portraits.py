@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rodin_model import portraits
-from rodin_model.portraits import read_portrait, square, to_picture, to_tensor
+from rodin_model.portraits import cropped, read_portrait, square, to_picture, to_tensor
 
 
 def half_and_half(width: int = 40, height: int = 40) -> Image.Image:
@@ -164,3 +164,15 @@ def test_tensors_and_pictures_are_inverse() -> None:
     with pytest.raises(ValueError, match=r"\[H, W, 3\]"):
         to_picture(torch.zeros(3, 8, 8))
     assert np.asarray(to_picture(torch.tensor([[[-1.0, 0.5, 2.0]]]))).tolist() == [[[0, 128, 255]]]
+
+
+def test_a_crop_is_the_square_that_was_asked_for_white_outside() -> None:
+    picture = Image.linear_gradient("L").convert("RGB")  # 256 x 256, each row of its own gray
+    inside = cropped(picture, 10, 20, 64)
+    assert inside.size == (64, 64) and inside.getpixel((0, 0)) == (20, 20, 20)
+    over = cropped(picture, -16, 200, 96)
+    assert over.getpixel((0, 0)) == (255, 255, 255) and over.getpixel((16, 0)) == (200, 200, 200)
+    assert over.getpixel((50, 95)) == (255, 255, 255)
+    for wrong in ((0, 0, 8), (256, 0, 64), (-64, 0, 64)):
+        with pytest.raises(ValueError, match="lie on the picture of 256 x 256"):
+            cropped(picture, *wrong)
