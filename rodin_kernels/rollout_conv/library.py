@@ -9,7 +9,7 @@ with 64 channels and 5.9e-7 with 384, and [N, C, H, W] by 1.3e-7 (root mean squa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,21 +46,29 @@ def convolve_backward(
     """Gradients of x and weight of `convolve`, those that `mask` names (else empty)."""
     kernel, *sizes, outputs = _arguments(weight, step)
     options = (None, *sizes, [1, 1], step.transposed, outputs, 1)
-    grad_x = grad_weight = None
+    nothing = x.new_empty(0)
+    grad_weight = _weight_gradient(grad, x, kernel, options) if mask[1] else nothing
+    if step.transposed and mask[1]:
+        grad_weight = grad_weight.transpose(0, 1)
+    grad_x: Tensor | None = None
     for part in _parts(x, weight.shape[0], weight) if mask[0] else ():
         own = kernel[:, part] if step.transposed else kernel[part]
         found, _, _ = torch.ops.aten.convolution_backward(grad[:, part], x, own, *options, [True, False, False])
         grad_x = found if grad_x is None else grad_x.add_(found)
-    for images in _thirds(x) if mask[1] else ():
+    return nothing if grad_x is None else grad_x, grad_weight
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, kernel: Tensor, options: tuple[Any, ...]) -> Tensor:
+    """The gradient of the kernel as torch stores it, by a third of the images at a time."""
+    result: Tensor | None = None
+    for images in _thirds(x):
         pair = grad[images], x[images]
         if _TURNS and not x.is_cuda:
             pair = pair[0].contiguous(), pair[1].contiguous()
         _, found, _ = torch.ops.aten.convolution_backward(*pair, kernel, *options, [False, True, False])
-        grad_weight = found if grad_weight is None else grad_weight.add_(found)
-    if step.transposed and grad_weight is not None:
-        grad_weight = grad_weight.transpose(0, 1)
-    nothing = x.new_empty(0)
-    return nothing if grad_x is None else grad_x, nothing if grad_weight is None else grad_weight
+        result = found if result is None else result.add_(found)
+    assert result is not None
+    return result
 
 
 def _thirds(x: Tensor) -> Sequence[slice]:

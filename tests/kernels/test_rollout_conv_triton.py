@@ -111,6 +111,8 @@ def test_forward_and_gradients_stay_within_the_budget(setting: dict[str, Any], o
 @pytest.mark.parametrize("setting, options", [
     ({"sizes": (3, 4, 5)}, {"stride": 2, "transposed": True}),
     ({"sizes": 4, "per_plane": True, "kernel": 2}, {"padding": 0}),
+    # a tile whose corners look as if every tap were live
+    ({"sizes": 6, "channels": 1, "outputs": 1}, {"stride": 3, "transposed": True, "padding": 0}),
 ])  # fmt: skip
 def test_the_library_s_convolution_with_our_lines_is_as_right(setting: dict[str, Any], options: dict[str, Any]) -> None:
     assert_right(setting, options, "library")
