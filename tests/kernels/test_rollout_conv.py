@@ -203,8 +203,11 @@ def test_errors_stay_within_twice_those_of_plain_torch(dtype: torch.dtype, setti
         assert_within_budget(have, want, other, what=f"{dtype} result {index}")
 
 
-@pytest.mark.parametrize("channels, size", [(64, 16), (160, 8)])
-def test_many_channels_are_as_accurate_as_in_torch_s_better_memory_order(channels: int, size: int) -> None:
+@pytest.mark.parametrize("channels, size, turns", [(64, 16, False), (64, 16, True), (160, 8, False)])
+def test_many_channels_are_as_accurate_as_in_torch_s_better_memory_order(
+    channels: int, size: int, turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_TURNS", turns)
     low = make(batch=1, channels=channels, outputs=channels, sizes=size).to(torch.float32)
     exact, plain = results(rollout_conv_reference, low.to(DOUBLE)), results(rollout_conv_reference, low)
     for index, (have, want, other) in enumerate(zip(results(rollout_conv, low), exact, plain, strict=True)):
