@@ -122,7 +122,8 @@ def compile_case(case: Case, arch: str) -> Report:
 
 
 def _read_nvidia(compiled: Any, warps: int, arch: str) -> Report:
-    sass, ptx = compiled.asm["sass"], compiled.asm["ptx"]
+    # by the disassembler itself: the reader of some versions of Triton stops after 64 KB
+    sass, ptx = _cuobjdump(compiled.asm["cubin"], "-sass"), compiled.asm["ptx"]
     usage = _resource_usage(compiled.asm["cubin"])
     accesses: dict[str, Counter[int]] = {"LD": Counter(), "ST": Counter()}
     for name, modifiers in _SASS_ACCESS.findall(sass):
@@ -145,15 +146,20 @@ def _read_nvidia(compiled: Any, warps: int, arch: str) -> Report:
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers, stack, shared and local bytes as the disassembler of Triton's wheel reads them."""
+    """Registers, stack, shared and local bytes."""
+    text = _cuobjdump(cubin, "--dump-resource-usage")
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
+    """What the disassembler of Triton's wheel prints about a compiled kernel."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+        command = [knobs.nvidia.cuobjdump.path, option, str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _read_amd(compiled: Any, warps: int, arch: str) -> Report:

@@ -47,8 +47,11 @@ def rollout_conv(
     built: the lines' two thirds collapse, exactly, into line convolutions, 3 / (1 + 2 / R) times fewer operations.
 
     Args:
-        planes: [B, 3, C, R, R], any strides (channels-last is the fast storage), any range; or three tensors
-            [B, C, H_p, W_p] whose sizes agree on the length of each axis.
+        planes: [B, 3, C, R, R], any strides, any range; or three tensors [B, C, H_p, W_p] whose sizes agree on the
+            length of each axis. Where the channels of a pixel lie together, as in channels-last memory and in what
+            `unroll` makes of a channels-last picture [B, C, R, 3R], the Triton kernels read them in place. Others are
+            copied to that order once for each pass: 2 transfers of the planes, where reading them scattered k^2 times
+            would cost more.
         weight: [O, 3C, k, k] shared by the planes, or [3, O, 3C, k, k], one for each; the 3C slots are [own plane, line
             along the columns, line along the rows]. The same order when `transposed`.
         bias: [O] with a shared weight, [3, O] with one for each plane.

@@ -10,8 +10,9 @@ live_i(h) is 1 where tap i reads a real row at output row h, 0 where it reads pa
 3 / (1 + 2 / R) times fewer operations than the definition; the backward likewise, since dU_i and dV_j are sums of the
 gradient over rows and columns. Everything lies in memory as [N, H, W, C], the fast order on CPUs and GPUs alike.
 
-CPU time against the definition in float32, planes of 32 to 256 with 64 to 384 channels: 2.2 to 3.1 times less for the
-forward alone, 2.4 to 2.9 with backward; as accurate as the definition in whichever memory order torch adds up better.
+Time against the definition in float32 on two CPU cores with AVX2, planes of 32 to 256 with 64 to 384 channels: 2.4 to
+2.9 times less for the forward alone, 2.2 to 2.5 with backward; as accurate as the definition in whichever memory order
+torch adds up better.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ..layouts import cross_sources
 from .library import convolve, convolve_backward
+from .line_products import line_gradients, line_vectors
 
 #: Elements of one sample from which on transposing plane by plane pays for its Python loop.
 _LARGE = 1 << 16
@@ -120,10 +122,10 @@ def _convolve(x: Tensor, column: Tensor, row: Tensor, weight: Tensor, bias: Tens
     own, along_columns, along_rows = weight.split(x.shape[-1], 1)
     kernel = weight.shape[-1]
     y = convolve(x.permute(0, 3, 1, 2), own, bias, step).permute(0, 2, 3, 1).contiguous()
-    u = _conv_line(column, _line_kernel(along_columns, 2), step)
+    u = line_vectors(column, along_columns, 2, step)
     for positions, taps in live_taps(x.shape[1], kernel, step):
         y[:, positions] += u[:, :, taps].sum(2).unsqueeze(1)
-    v = _conv_line(row, _line_kernel(along_rows, 3), step)
+    v = line_vectors(row, along_rows, 3, step)
     for positions, taps in live_taps(x.shape[2], kernel, step):
         y[:, :, positions] += v[:, :, taps].sum(2).unsqueeze(2)
     return y
@@ -136,23 +138,22 @@ def _convolve_backward(
     need_x, need_weight, need_bias = needs
     own, along_columns, along_rows = weight.split(x.shape[-1], 1)
     kernel, nothing = weight.shape[-1], weight.new_empty(0)
-    sums = [grad[:, positions].sum(1) for positions, _ in live_taps(x.shape[1], kernel, step)]
-    grad_bias = _total(sums).sum((0, 1)) if need_bias else nothing
+    sums = [grad[:, positions].sum(1, dtype=column.dtype) for positions, _ in live_taps(x.shape[1], kernel, step)]
+    grad_bias = _total(sums).sum((0, 1)).to(grad.dtype) if need_bias else nothing
     if not (need_x or need_weight):
         return nothing, nothing, nothing, nothing, grad_bias
     grad_u = _by_tap(sums, live_taps(x.shape[1], kernel, step), kernel)
-    sums = [grad[:, :, positions].sum(2) for positions, _ in live_taps(x.shape[2], kernel, step)]
+    sums = [grad[:, :, positions].sum(2, dtype=row.dtype) for positions, _ in live_taps(x.shape[2], kernel, step)]
     grad_v = _by_tap(sums, live_taps(x.shape[2], kernel, step), kernel)
     mask = (need_x, need_weight)
     y, x = grad.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)
     grad_x, grad_own = convolve_backward(y, x, own, step, mask)
-    grad_column, grad_along_columns = _conv_line_backward(grad_u, column, _line_kernel(along_columns, 2), step, mask)
-    grad_row, grad_along_rows = _conv_line_backward(grad_v, row, _line_kernel(along_rows, 3), step, mask)
+    grad_column, grad_along_columns = line_gradients(grad_u, column, along_columns, 2, step, mask)
+    grad_row, grad_along_rows = line_gradients(grad_v, row, along_rows, 3, step, mask)
     grad_weight = nothing
     if need_weight:
-        lines = _from_line_kernel(grad_along_columns, kernel, 2), _from_line_kernel(grad_along_rows, kernel, 3)
-        # torch leaves these channels-last: joined in that order, then turned once, they cost a third of a plain cat
-        slots = [slot.permute(0, 2, 3, 1) for slot in (grad_own, *lines)]
+        # joined with the channels last, as they lie, then turned once: a third of the time of a plain cat
+        slots = [slot.permute(0, 2, 3, 1).to(weight.dtype) for slot in (grad_own, grad_along_columns, grad_along_rows)]
         grad_weight = torch.cat(slots, 3).permute(0, 3, 1, 2).contiguous()
     grad_x = grad_x.permute(0, 2, 3, 1).contiguous() if need_x else nothing
     return grad_x, grad_column, grad_row, grad_weight, grad_bias
@@ -166,41 +167,27 @@ def _by_tap(sums: list[Tensor], groups: tuple[tuple[slice, slice], ...], kernel:
     return result
 
 
-def _conv_line(line: Tensor, kernels: Tensor, step: Step) -> Tensor:
-    """All k line convolutions at once: line [N, L, C], kernels [k O, C, 1, k] -> [N, L', k, O]."""
-    y = convolve(line.permute(0, 2, 1).unsqueeze(2), kernels, None, step, line=True)
-    return y.squeeze(2).permute(0, 2, 1).unflatten(2, (kernels.shape[3], -1))
+_sources = lru_cache(maxsize=64)(cross_sources)
 
 
-def _conv_line_backward(
-    grad: Tensor, line: Tensor, kernels: Tensor, step: Step, mask: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of line [N, L, C] and kernels of `_conv_line`."""
-    y, x = (t.permute(0, 2, 1).unsqueeze(2) for t in (grad.flatten(2), line))
-    grad_line, grad_kernels = convolve_backward(y, x, kernels, step, mask, line=True)
-    return grad_line.squeeze(2).permute(0, 2, 1) if mask[0] else kernels.new_empty(0), grad_kernels
+def _lines(stored: Sequence[Tensor], layout: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
+    """Means of the planes in at least float32, sorted by the plane that they go to: along columns, along rows.
 
-
-def _line_kernel(weight: Tensor, constant: int) -> Tensor:
-    """[O, C, k, k] -> [k O, C, 1, k]: a line kernel for each tap along `constant`, where the line is replicated."""
-    return weight.movedim(constant, 0).flatten(0, 1).unsqueeze(2)
-
-
-def _from_line_kernel(kernels: Tensor, kernel: int, constant: int) -> Tensor:
-    """The inverse of `_line_kernel`."""
-    return kernels.squeeze(2).unflatten(0, (kernel, -1)).movedim(0, constant)
-
-
-def _lines(own: Sequence[Tensor], layout: Sequence[str]) -> tuple[list[Tensor], list[Tensor]]:
-    """Means of the planes [B, H, W, C], sorted by the plane that they go to: lines along columns, lines along rows."""
-    columns, rows = zip(*cross_sources(layout), strict=True)
-    along_columns, along_rows = ([own[source].mean(dim - 1) for source, dim in places] for places in (columns, rows))
+    Planes as in `_groups`; means are [B, L, C] each.
+    """
+    wide = torch.promote_types(stored[0].dtype, torch.float32)
+    # stacked planes are averaged in one go for each axis
+    over_rows, over_columns = (_three([x.mean(dim, dtype=wide) for x in stored]) for dim in (-3, -2))
+    columns, rows = zip(*_sources(tuple(layout)), strict=True)
+    along_columns, along_rows = (
+        [(over_rows if dim == -2 else over_columns)[source] for source, dim in places] for places in (columns, rows)
+    )
     return along_columns, along_rows
 
 
 def _add_lines(own: Sequence[Tensor], columns: Sequence[Tensor], rows: Sequence[Tensor], layout: Sequence[str]) -> None:
     """The transpose of `_lines`, added to `own` in place: each line's gradient, spread over what was averaged."""
-    for target, places in enumerate(cross_sources(layout)):
+    for target, places in enumerate(_sources(tuple(layout))):
         for line, (source, dim) in zip((columns[target], rows[target]), places, strict=True):
             own[source].add_((line / own[source].shape[dim - 1]).unsqueeze(dim - 1))
 
@@ -210,11 +197,10 @@ def _groups(stored: Sequence[Tensor], weight: Tensor, layout: Sequence[str]) -> 
 
     One group with all planes in the batch where they are stacked and share the weight, else three.
     """
-    own = _three(stored)
-    columns, rows = _lines(own, layout)
+    columns, rows = _lines(stored, layout)
     if len(stored) == 1 and weight.ndim == 4:
         return [(stored[0].flatten(0, 1), torch.stack(columns, 1).flatten(0, 1), torch.stack(rows, 1).flatten(0, 1))]
-    return list(zip(own, columns, rows, strict=True))
+    return list(zip(_three(stored), columns, rows, strict=True))
 
 
 def _three(stored: Sequence[Tensor]) -> list[Tensor]:

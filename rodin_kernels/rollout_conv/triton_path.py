@@ -173,7 +173,8 @@ def _sets(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _readable(x: Tensor) -> Tensor:
     """The set itself where its channels lie together and whole vectors of them can be loaded, else a copy that does.
 
-    Every element is read once for each tap: turning it once costs less than reading it piecemeal so often.
+    Every element is read once for each tap, k^2 times in all: in the order [C, H, W] a tap's neighbours start at any
+    element, so that no load is wider than one. Turning it once costs 2 transfers.
     """
     vector = 16 // x.element_size()
     pixels = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1 and stride != x.stride(2)]

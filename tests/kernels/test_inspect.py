@@ -13,7 +13,8 @@ import pytest
 from rodin_kernels import inspect
 from rodin_kernels.aot import ARCHS, Case, compile_case
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = triton.language
 compiled = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
 
 SEEN = {"registers": 100, "spills": 0, "shared": 1024, "occupancy": 0.5, "tensor": {"HGMMA": 4},
@@ -112,6 +113,28 @@ def test_hopper_reads_and_adds_128_bits_and_nothing_spills() -> None:
     assert (reads.loads[128], reads.stores) == (12, {128: 1})
     assert adds.atomics == {128: 12}
     assert "REDG.E.ADD.F32x4" in adds.assembly
+
+
+@triton.jit
+def long_kernel(x, out, PRODUCTS: triton.language.constexpr):
+    """So many products that the code is longer than 64 KB."""
+    rows, columns = tl.arange(0, 128), tl.arange(0, 64)
+    a = tl.load(x + rows[:, None] * 64 + columns[None, :])
+    b = tl.load(x + columns[:, None] * 128 + rows[None, :])
+    acc = tl.zeros((128, 128), tl.float32)
+    for _ in tl.static_range(PRODUCTS):
+        acc = tl.dot(a, b, acc)
+    tl.store(out + rows[:, None] * 128 + rows[None, :], acc)
+
+
+@compiled
+def test_code_of_any_length_is_read_to_its_end() -> None:
+    case = Case("long", long_kernel, {"x": "*fp16", "out": "*fp32"}, {"PRODUCTS": 40}, aligned=("x", "out"))
+    report = compile_case(case, "sm_80")
+    last = [line for line in report.assembly.splitlines() if "EXIT" in line][-1]
+    assert int(last.split("/*")[1].split("*/")[0], 16) > 1 << 16
+    # 128 x 128 x 64 products in instructions of 16 x 8 x 16, over 4 warps
+    assert report.tensor == {"HMMA": 40 * 128}
 
 
 @compiled

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, plane_axes, rollout_conv, rollout_conv_reference
 from rodin_kernels.rollout_conv import library
+from rodin_kernels.rollout_conv.line_products import tap_reads
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
 from rodin_kernels.testing import STORAGES, assert_within_budget, poisoned, random_planes, random_tensor, stored_as
 
@@ -202,8 +203,11 @@ def test_errors_stay_within_twice_those_of_plain_torch(dtype: torch.dtype, setti
         assert_within_budget(have, want, other, what=f"{dtype} result {index}")
 
 
-@pytest.mark.parametrize("channels, size", [(64, 16), (160, 8)])
-def test_many_channels_are_as_accurate_as_in_torch_s_better_memory_order(channels: int, size: int) -> None:
+@pytest.mark.parametrize("channels, size, turns", [(64, 16, False), (64, 16, True), (160, 8, False)])
+def test_many_channels_are_as_accurate_as_in_torch_s_better_memory_order(
+    channels: int, size: int, turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_TURNS", turns)
     low = make(batch=1, channels=channels, outputs=channels, sizes=size).to(torch.float32)
     exact, plain = results(rollout_conv_reference, low.to(DOUBLE)), results(rollout_conv_reference, low)
     for index, (have, want, other) in enumerate(zip(results(rollout_conv, low), exact, plain, strict=True)):
@@ -264,3 +268,21 @@ def test_live_taps_are_those_that_read_no_padding(kernel: int, step: Step) -> No
             found[positions, taps] += 1
             seen[positions] += 1
         assert torch.equal(found, wanted) and torch.equal(seen, torch.ones(len(wanted)))
+
+
+@pytest.mark.parametrize("kernel, step", [
+    (3, Step(1, 1, False)), (5, Step(1, 4, False)), (3, Step(2, 1, False)), (3, Step(3, 4, False)),
+    (3, Step(2, 1, True)), (4, Step(3, 2, True)), (1, Step(1, 3, False)), (1, Step(2, 0, True)),
+])  # fmt: skip
+def test_taps_read_what_a_convolution_of_single_elements_shows(kernel: int, step: Step) -> None:
+    for size in (n for n in range(1, 9) if step.output_size(n, kernel) > 0):
+        operation = torch.nn.functional.conv_transpose1d if step.transposed else torch.nn.functional.conv1d
+        extra = {"output_padding": step.stride - 1} if step.transposed else {}
+        for tap, (positions, elements) in enumerate(tap_reads(size, kernel, step)):
+            one, single = torch.eye(kernel)[None, None, tap], torch.eye(size)[:, None]
+            wanted = operation(single, one, stride=step.stride, padding=step.padding, **extra)[:, 0]
+            found = torch.zeros_like(wanted)
+            pairs = zip(range(size)[elements], range(wanted.shape[1])[positions], strict=True)
+            for element, position in pairs:
+                found[element, position] = 1
+            assert torch.equal(found, wanted)

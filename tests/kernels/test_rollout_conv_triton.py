@@ -20,9 +20,20 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rodin_kernels import EG3D_FIXED, RODIN, RODINHD, configs, plane_axes, rollout_conv, rollout_conv_reference
-from rodin_kernels.rollout_conv import choice, launches, own_plane_method, weight_gradient
+from rodin_kernels import (
+    EG3D_FIXED,
+    RODIN,
+    RODINHD,
+    configs,
+    plane_axes,
+    roll_out,
+    rollout_conv,
+    rollout_conv_reference,
+    unroll,
+)
+from rodin_kernels.rollout_conv import choice, launches, own_plane_method, triton_path, weight_gradient
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
 from rodin_kernels.testing import STORAGES, amid_poison, assert_within_budget, poisoned, random_planes, random_tensor
 
@@ -100,6 +111,8 @@ def test_forward_and_gradients_stay_within_the_budget(setting: dict[str, Any], o
 @pytest.mark.parametrize("setting, options", [
     ({"sizes": (3, 4, 5)}, {"stride": 2, "transposed": True}),
     ({"sizes": 4, "per_plane": True, "kernel": 2}, {"padding": 0}),
+    # a tile whose corners look as if every tap were live
+    ({"sizes": 6, "channels": 1, "outputs": 1}, {"stride": 3, "transposed": True, "padding": 0}),
 ])  # fmt: skip
 def test_the_library_s_convolution_with_our_lines_is_as_right(setting: dict[str, Any], options: dict[str, Any]) -> None:
     assert_right(setting, options, "library")
@@ -192,10 +205,71 @@ def test_the_integer_arithmetic_is_checked_once_for_overflow() -> None:
 
 
 @interpret
-def test_wide_offsets_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting, options, method", [
+    ({"sizes": 3, "kernel": 1}, {"padding": 0}, "gemm"),
+    ({"sizes": 2}, {"stride": 2, "transposed": True}, "library"),
+])  # fmt: skip
+def test_wide_offsets_change_nothing(
+    setting: dict[str, Any], options: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (launches, weight_gradient):
         monkeypatch.setattr(module, "needs_int64", lambda *_: True)
-    assert_right({"sizes": 3, "kernel": 1}, {"padding": 0})
+    assert_right(setting, options, method)
+
+
+@interpret
+def test_planes_whose_last_element_32_bits_cannot_count_are_read_in_place() -> None:
+    # rows 2^30 elements apart: memory that nobody touches costs nothing
+    memory = torch.empty(2**31 + 64, dtype=torch.float16)
+    planes = memory.as_strided((1, 3, 1, 3, 3), (48, 16, 1, 2**30, 4))
+    planes.copy_(random_planes(1, 1, 3))
+    weight = random_tensor(1, 3, 1, 1, dtype=torch.float16)
+    have, want = [], []
+    for x, found in ((planes, have), (planes.contiguous(), want)):
+        w = weight.clone().requires_grad_()
+        out = rollout_conv(x, w, padding=0, backend="triton")
+        found += [out, torch.autograd.grad(out, w, random_tensor(*out.shape, dtype=torch.float16))[0]]
+    assert all(torch.equal(a, b) for a, b in zip(have, want, strict=True))
+
+
+class Copies(TorchDispatchMode):
+    """Numbers of elements of all copies made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operation as it is, noted if it copies."""
+        if func._overloadpacket in (torch.ops.aten.copy_, torch.ops.aten.clone, torch.ops.aten._to_copy):
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+@interpret
+@pytest.mark.parametrize("storage, copies", [("channels_last", 0), ("rolled out", 0), ("three", 0), ("contiguous", 1)])
+def test_planes_with_their_channels_together_are_read_in_place(
+    storage: str, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the interpreter makes copies of its own, so nothing is launched
+    read: list[int] = []
+    monkeypatch.setattr("triton.runtime.interpreter.GridExecutor.__call__", lambda _, x, *args, **kwargs: read.append(
+        x.data_ptr()))
+    planes = [random_planes(1, 8, 4, storage="contiguous" if storage == "contiguous" else "channels_last")]
+    if storage == "rolled out":
+        # the paper's picture [B, C, H, 3 W], as channels-last convolutions leave it
+        planes = [unroll(roll_out(planes[0]).contiguous(memory_format=torch.channels_last))]
+    elif storage == "three":
+        planes = [plane.contiguous(memory_format=torch.channels_last) for plane in planes[0].unbind(1)]
+    weight, step = random_tensor(2, 24, 1, 1), Step(1, 0, False)
+    grads = [torch.empty(*x.shape[:-3], *x.shape[-2:], 2).normal_().movedim(-1, -3) for x in planes]
+    with Copies() as forward:
+        triton_path.forward(planes, weight, None, RODIN, step, "gemm")
+    with Copies() as backward:
+        triton_path.backward(grads, planes, weight, RODIN, step, (True, True, True), "gemm")
+    for seen in (forward, backward):
+        assert sum(size >= planes[0].numel() for size in seen.sizes) == copies
+    assert copies or {x.data_ptr() for x in planes} <= set(read)
 
 
 @interpret
