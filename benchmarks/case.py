@@ -68,8 +68,8 @@ class Target:
 
     Attributes:
         what: "forward", "backward", "both": how many times faster than the rival, or with no rival at most so many
-            milliseconds; "memory", "saved": at most this share of the rival's peak or saved bytes; "floor": at most
-            this many times the floor of the forward.
+            milliseconds; "memory", "saved": at most this share of the rival's peak or saved bytes; "peak": the
+            forward holds at most so many MiB at once; "floor": at most this many times the floor of the forward.
         limit: the number.
         rival: the contender to compare with, or "".
         device: "cpu" or "cuda".

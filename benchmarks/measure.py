@@ -216,6 +216,9 @@ def _targets(case: Case, rows: list[Row], tensors: Tensors, clock: Clock) -> lis
             pick = (lambda r: r["peak"]["both"]) if target.what == "memory" else (lambda r: r["saved"])
             value = pick(mine) / max(pick(rival), 1)
             met = value <= target.limit
+        elif target.what == "peak":
+            value = mine["peak"]["forward"] / 2**20
+            met = value <= target.limit
         elif target.what == "floor":
             best = graph.get(OURS, mine)
             value = 1 / best["forward"]["of_floor"] if best["forward"].get("of_floor") else float("inf")

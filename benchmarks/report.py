@@ -93,6 +93,8 @@ def _wanted(target: Row) -> str:
     if what in ("memory", "saved"):
         words = "peak memory" if what == "memory" else "bytes kept for the backward"
         return f"{words} at most {number} x that of {target['rival']}"
+    if what == "peak":
+        return f"forward holds at most {number} MiB at once"
     if what == "floor":
         return f"forward within {number} x its floor"
     if target["rival"]:

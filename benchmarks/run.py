@@ -88,7 +88,7 @@ def _cases(level: str, clock: Clock, operators: Sequence[str], modules: Sequence
 
 
 def _headline(rows: list[dict[str, Any]]) -> str:
-    """What the progress shows: our time, and the ratios of the rivals."""
+    """What the progress shows: our time, the ratios of the rivals; of pictures and inference decibels and memory."""
     ours = rows[0]
     if "forward" not in ours:
         return f"NO NUMBER: {ours['reason']}"
@@ -98,6 +98,10 @@ def _headline(rows: list[dict[str, Any]]) -> str:
             name = "both" if "both" in row else "forward"
             words.append(f"{row['contender']} {row[name]['times_ours']['median']:.2f}x")
     name = "both" if "both" in ours else "forward"
+    if "psnr" in ours:
+        words.append(f"{ours['psnr']:.0f} dB")
+    if "both" not in ours and "peak" in ours:
+        words.append(f"{report.size(ours['peak']['forward'])} at once")
     return f"{report.seconds(ours[name]['median'])}; {', '.join(words)}"
 
 

@@ -9,7 +9,8 @@ from .composite import (
     volume_weights_reference,
 )
 from .decoder import DecoderConfig, TinyDecoder
-from .occupancy import OccupancyGrid, density_grid
+from .dense import density_grid
+from .occupancy import OccupancyGrid
 from .op import render_triplane
 from .rays import Rendered
 from .reference import render_triplane_reference

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..aot import ARCHS, Case
 from ..layouts import RODIN, plane_axes
+from .occupancy_cases import occupancy_cases
 from .tiles import Launch, Tile, Widths, forward_tile, launches
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -20,7 +21,7 @@ _DEMANDING = {"ACTIVATION": 2, "DENSITY": 0, "COLOR": 1, "JITTER": True, "ALIGN"
 
 def cases() -> list[Case]:
     """Both passes of the usual and of the widest decoder, in each precision, for each architecture; needs Triton."""
-    return [case for arch in ARCHS for case in _of(arch)]
+    return [*occupancy_cases(), *(case for arch in ARCHS for case in _of(arch))]
 
 
 def _of(arch: str) -> Iterator[Case]:

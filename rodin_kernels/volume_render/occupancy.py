@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_choice, check_integer, check_number, check_tensor
-from ..layouts import RODIN, plane_axes
+from ..checks import check_choice, check_integer, check_number, check_shape, check_tensor
+from ..launch import resolve_backend
+from ..layouts import RODIN, check_layout
+from .arguments import PADDINGS, REDUCTIONS, is_tiny
+from .dense import NEARLY, Decoder, occupied_cells
 
-#: Points decoded at once while a grid is built.
-CHUNK = 1 << 16
-
-Decoder = Callable[..., tuple[Tensor, Tensor]]
+#: How a cell is found to be occupied.
+RULES = ("probe", "bound")
 
 
 class OccupancyGrid:
@@ -40,31 +40,58 @@ class OccupancyGrid:
 
     @classmethod
     def from_planes(cls, planes: Tensor, decoder: Decoder, resolution: int = 64, *, threshold: float = 0.01,
-                    samples_per_cell: int = 2, dilate: int = 1, layout: Sequence[str] = RODIN, reduce: str = "sum",
-                    align_corners: bool = False, padding_mode: str = "zeros") -> OccupancyGrid:
-        """The grid of a field: a cell is occupied if the density exceeds the threshold in it or in a cell next to it.
+                    samples_per_cell: int = 2, dilate: int | None = None, rule: str = "probe",
+                    layout: Sequence[str] = RODIN, reduce: str = "sum", align_corners: bool = False,
+                    padding_mode: str = "zeros", backend: str = "auto") -> OccupancyGrid:
+        """The grid of a field: which cells hold, or may hold, a density above the threshold.
 
-        The density is looked at in `samples_per_cell`^3 evenly spaced points of each cell, then occupied cells grow by
-        `dilate` cells in all 26 directions. What is left out has at most the threshold's density wherever the field is
-        smooth on the scale of a cell, so a ray loses at most 1 - exp(-threshold * length) of its light. A density that
-        is not a number counts as occupied. Not differentiable.
+        Each cell is cut into `samples_per_cell`^3 equal parts. A cell is occupied if one of its parts is, and then all
+        cells are that lie up to `dilate` cells away along every axis. When a part is, the rule says:
+
+            "probe"  the density at its middle exceeds the threshold. Left out are then only details that fit between
+                     the probes and lie further than `dilate` cells from everything found. Works for any decoder.
+            "bound"  interval arithmetic cannot rule out that somewhere in the part, up to 1e-5 beyond its faces and
+                     seen from anywhere, the density of `render_triplane_reference` exceeds the threshold, rounding
+                     included. No renderer can sample such a point in a cell that is left out. Needs a `TinyDecoder`;
+                     marks more, the less the finer the parts are.
+
+        Where "probe" misses nothing, or always with "bound", a ray loses at most 1 - exp(-threshold * length) of its
+        light. A density that is not a number counts as occupied. Not differentiable.
 
         Args:
-            planes: [B, 3, C, H, W]. decoder: as for `render_triplane`; directions, if it wants some, are +z.
+            planes: [B, 3, C, H, W]. decoder: as for `render_triplane`; for "probe", directions are +z.
             resolution: G cells along each axis. threshold: density, in 1/world unit.
-            samples_per_cell, dilate: see above. layout, reduce, align_corners, padding_mode: as for `render_triplane`.
+            samples_per_cell, rule: see above. dilate: None is 1 for "probe", 0 for "bound".
+            layout, reduce, align_corners, padding_mode: as for `render_triplane`.
+            backend: "auto", "triton" (one launch for what `occupancy_path.covers_grid` says, all else as torch) or
+                "torch". Both compute in float32 (torch float64 planes in float64) and mark all that exceeds the
+                threshold by more than rounding; densities within 0.1 % below it may differ.
 
         Raises:
             TypeError, ValueError: an argument is not of the kind or range above; the message names it.
+            RuntimeError: the backend cannot run here.
         """
         check_integer("resolution", resolution, least=1)
         check_integer("samples_per_cell", samples_per_cell, least=1)
-        check_integer("dilate", dilate, least=0)
+        check_choice("rule", rule, RULES)
+        dilate = check_integer("dilate", int(rule == "probe") if dilate is None else dilate, least=0)
         check_number("threshold", threshold, least=0)
-        density = density_grid(planes, decoder, resolution * samples_per_cell, layout=layout, reduce=reduce,
-                               align_corners=align_corners, padding_mode=padding_mode)
-        occupied = ~(density <= threshold)
-        return cls(_dilated(_pooled(occupied, samples_per_cell), dilate))
+        check_shape("planes", check_tensor("planes", planes), (None, 3, None, None, None), "[B, 3, C, H, W]")
+        check_choice("reduce", reduce, REDUCTIONS)
+        check_choice("padding_mode", padding_mode, PADDINGS)
+        check_choice("backend", backend, ("auto", "triton", "torch"))
+        if rule == "bound" and not is_tiny(decoder):
+            raise ValueError(f"decoder must be a TinyDecoder for rule='bound'; got {type(decoder).__name__}")
+        chosen, names = resolve_backend("render_triplane", backend, planes), check_layout(layout)
+        if chosen == "triton" and is_tiny(decoder):
+            from . import occupancy_path
+
+            if occupancy_path.covers_grid(planes, decoder.choices, resolution, samples_per_cell):
+                return cls(occupancy_path.occupied_cells(
+                    planes, decoder, resolution, threshold * NEARLY, samples_per_cell, dilate, rule == "bound",
+                    (names, reduce, align_corners, padding_mode)))
+        return cls(occupied_cells(planes, decoder, resolution, threshold, samples_per_cell, dilate, rule, names, reduce,
+                                  align_corners, padding_mode))
 
     @property
     def resolution(self) -> int:
@@ -108,76 +135,3 @@ def query_cells(cells: Tensor, points: Tensor) -> Tensor:
     index = torch.where(inside.unsqueeze(-1), (points + 1) * (size / 2), 0.0).long().clamp_(0, size - 1)
     scene = torch.arange(cells.shape[0], device=points.device).view(-1, *[1] * (points.ndim - 2))
     return cells[scene, index[..., 0], index[..., 1], index[..., 2]] & inside
-
-
-@torch.no_grad()
-def density_grid(planes: Tensor, decoder: Decoder, resolution: int, *, layout: Sequence[str] = RODIN,
-                 reduce: str = "sum", align_corners: bool = False, padding_mode: str = "zeros") -> Tensor:
-    """Density at the centres of a regular grid of cells over the box [-1, 1]^3, for meshes and occupancy.
-
-    On a grid the planes are read once per plane cell, not once per point: feature(x, y, z) is put together from three
-    resized planes, so that only the decoder's work is left per point.
-
-    Args:
-        planes: [B, 3, C, H, W]. decoder: as for `render_triplane`; directions, if it wants some, are +z.
-        resolution: G; cell i of an axis has its centre at -1 + (2 i + 1) / G.
-
-    Returns:
-        [B, G, G, G] float32 (float64 for float64 planes), indexed by x, y, z. Not differentiable.
-
-    Raises:
-        TypeError, ValueError: an argument is not of the kind or range above; the message names it.
-    """
-    check_tensor("planes", planes, ndim=5)
-    check_integer("resolution", resolution, least=1)
-    check_choice("reduce", reduce, ("sum", "mean", "concat", "product"))
-    planes = planes if planes.dtype == torch.float64 else planes.float()
-    centres = (torch.arange(resolution, device=planes.device, dtype=planes.dtype) * 2 + 1) / resolution - 1
-    rows, columns = torch.meshgrid(centres, centres, indexing="ij")
-    where = torch.stack([columns, rows], -1).expand(len(planes), -1, -1, -1)
-    resized = []
-    for plane, (column, row) in zip(planes.unbind(1), plane_axes(layout), strict=True):
-        values = F.grid_sample(plane, where, mode="bilinear", padding_mode=padding_mode, align_corners=align_corners)
-        values = values.permute(0, 3, 2, 1) if column < row else values.permute(0, 2, 3, 1)
-        resized.append(values.unsqueeze(({0, 1, 2} - {column, row}).pop() + 1).contiguous())
-    return _decode_slabs(resized, decoder, resolution, reduce)
-
-
-def _decode_slabs(resized: list[Tensor], decoder: Decoder, resolution: int, reduce: str) -> Tensor:
-    """Density [B, G, G, G] from planes [B, G or 1, G or 1, G or 1, C], slab by slab along x."""
-    batch, like = resized[0].shape[0], resized[0]
-    density = like.new_empty(batch, resolution, resolution, resolution)
-    thickness = max(1, CHUNK // resolution**2)
-    towards = like.new_tensor([0.0, 0.0, 1.0])
-    for scene in range(batch):
-        for start in range(0, resolution, thickness):
-            slab = slice(start, min(start + thickness, resolution))
-            parts = [p[scene] if p.shape[1] == 1 else p[scene, slab] for p in resized]
-            first, second, third = parts
-            if reduce == "concat":
-                shape = (slab.stop - start, resolution, resolution, -1)
-                features = torch.cat([p.expand(shape) for p in parts], -1)
-            elif reduce == "product":
-                features = first * second * third
-            else:
-                features = first + second + third
-                features = features / 3 if reduce == "mean" else features
-            flat = features.reshape(-1, features.shape[-1])
-            density[scene, slab] = decoder(flat, towards.expand(len(flat), 3))[0].view(features.shape[:-1])
-    return density
-
-
-def _pooled(occupied: Tensor, size: int) -> Tensor:
-    """True where any of the size^3 points of a cell is."""
-    batch, n = occupied.shape[0], occupied.shape[-1] // size
-    return occupied.view(batch, n, size, n, size, n, size).any(6).any(4).any(2)
-
-
-def _dilated(cells: Tensor, steps: int) -> Tensor:
-    for _ in range(steps):
-        for dim in (1, 2, 3):
-            grown = cells.clone()
-            grown.narrow(dim, 1, cells.shape[dim] - 1).logical_or_(cells.narrow(dim, 0, cells.shape[dim] - 1))
-            grown.narrow(dim, 0, cells.shape[dim] - 1).logical_or_(cells.narrow(dim, 1, cells.shape[dim] - 1))
-            cells = grown
-    return cells

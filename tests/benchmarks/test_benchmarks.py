@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import convolution, loan, plots, predictions, readme, rendering, report, run, sampling
+from benchmarks import avatar, convolution, loan, plots, predictions, readme, rendering, report, run, sampling
 from benchmarks.case import OURS, Case, Contender, Target, Tensors
 from benchmarks.ceilings import Ceilings
 from benchmarks.clock import CpuClock, saved_bytes
@@ -251,3 +251,12 @@ def test_the_kernels_page_calls_predictions_by_their_name(tmp_path: Path) -> Non
     assert "| own | sm_90 | 40 | 0 | 1024 | 50% | 4 x HGMMA | 8 x 128 bit | 2 x 128 bit | - |" in text
     # the worked example: 67.3 GFLOP collapsed, at 791 TFLOP/s 85 us
     assert "| rollout_conv B8 C192 R64 O192 | 67.3 |" in text and "| 85 us + 170 us |" in text
+
+
+def test_memory_can_be_expected_and_pictures_say_their_decibels() -> None:
+    case = replace(avatar.cases("smoke", CPU)[1], targets=(Target("peak", 1e-3), Target("peak", 1e3)))
+    rows = measure(case, CpuClock(), CEILINGS, 0.0)
+    assert [target["met"] for target in rows[0]["targets"]] == [False, True] and len(rows) == 1
+    assert "forward holds at most 0.001 MiB at once: **missed**" in report.missed({"rows": rows})[0]
+    assert f"{rows[0]['psnr']:.0f} dB" in run._headline(rows) and "at once" in run._headline(rows)
+    assert [t.what for t in avatar.cases("quick", CPU)[1].targets] == ["peak"]

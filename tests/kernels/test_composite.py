@@ -102,6 +102,72 @@ def test_packed_samples_are_rows_without_the_gaps(lengths: list[int]) -> None:
         assert all(torch.allclose(a, b, atol=1e-15) for a, b in zip(sums, wanted, strict=True))
 
 
+def test_packed_samples_pass_gradcheck_twice() -> None:
+    rays = torch.tensor([0, 0, 0, 2, 3, 3])
+    sigma, delta = (x.add_(0.1).requires_grad_() for x in media(6, seed=3))
+    values = random_tensor(6, 2, dtype=torch.float64, requires_grad=True)
+    t = random_tensor(6, dtype=torch.float64, requires_grad=True)
+    background = random_tensor(4, 2, dtype=torch.float64, seed=2, requires_grad=True)
+
+    def rendered(*x: Tensor, stop: float = 0.0) -> tuple[Tensor, ...]:
+        weights, light = volume_weights(x[0], x[1], rays=rays, num_rays=4, stop_below=stop)
+        value, depth, opacity = composite(weights, x[2], x[3], background=x[4], rays=rays, num_rays=4)
+        assert depth is not None
+        return value, depth, opacity, light
+
+    inputs = sigma, delta, values, t, background
+    torch.autograd.gradcheck(rendered, inputs)
+    torch.autograd.gradcheck(lambda *x: rendered(*x, stop=0.6), inputs)
+    torch.autograd.gradgradcheck(rendered, inputs)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_both_packings_keep_every_invariant(packed: bool) -> None:
+    def weighed(sigma: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        if not packed:
+            return volume_weights(sigma, delta)
+        rays = torch.arange(len(sigma)).repeat_interleave(sigma.shape[1])
+        weights, light = volume_weights(sigma.flatten(), delta.flatten(), rays=rays, num_rays=len(sigma))
+        return weights.view(sigma.shape), light
+
+    sigma, delta = media(7, 9)
+    weights, light = weighed(sigma, delta)
+    assert torch.allclose(weights.sum(-1) + light, torch.ones_like(light), atol=1e-14)
+    halves, same = weighed(sigma.repeat_interleave(2, -1), delta.repeat_interleave(2, -1) / 2)
+    assert torch.allclose(halves.view(7, 9, 2).sum(-1), weights, atol=1e-15) and torch.allclose(same, light)
+    # each weight by itself, thin medium: relative to float64
+    thin = torch.full((1, 32), 1e-6), torch.full((1, 32), 1 / 32)
+    exact, _ = weighed(*(x.double() for x in thin))
+    found, _ = weighed(*thin)
+    assert ((found.double() - exact) / exact).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_slab_of_two_colours_is_known_in_closed_form(packed: bool) -> None:
+    layers, thickness = (1.5, 0.8), (0.4, 0.7)
+    colors = torch.tensor([[1.0, 0.1, 0.0], [0.0, 0.6, 0.9]], dtype=torch.float64)
+    counts = torch.tensor([5, 3])
+    sigma = torch.tensor(layers, dtype=torch.float64).repeat_interleave(counts)
+    delta = (torch.tensor(thickness, dtype=torch.float64) / counts).repeat_interleave(counts)
+    values = colors.repeat_interleave(counts, 0)
+    rays = {"rays": torch.zeros(8, dtype=torch.int64), "num_rays": 1} if packed else {}
+    weights, light = volume_weights(sigma, delta, **rays)
+    value, _, opacity = composite(weights, values, background=1.0, **rays)
+    first, second = (math.exp(-a * b) for a, b in zip(layers, thickness, strict=True))
+    expected = (1 - first) * colors[0] + first * (1 - second) * colors[1] + first * second
+    assert torch.allclose(value.view(3), expected, atol=1e-14)
+    assert light.item() == pytest.approx(first * second, rel=1e-13)
+    assert opacity.item() == pytest.approx(1 - first * second, rel=1e-13)
+
+
+def test_resampled_places_have_the_gradient_of_their_bins() -> None:
+    edges = random_tensor(2, 6, dtype=torch.float64).sort(-1).values.requires_grad_()
+    weights = media(2, 5)[0].requires_grad_()
+    torch.autograd.gradcheck(lambda e: sample_pdf(e, weights, 7), edges)
+    found = sample_pdf(edges, weights, 7)
+    assert torch.autograd.grad(found.sum(), weights, allow_unused=True) == (None,)
+
+
 def test_sums_along_rows_with_their_gradients() -> None:
     weights = media(2, 3, 4)[0].div(10).requires_grad_()
     values, t = random_tensor(2, 3, 4, 5, dtype=torch.float64), random_tensor(2, 3, 4, dtype=torch.float64)
