@@ -15,41 +15,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import (
-    RUN_TIME,
-    absorbed,
+from .field_kernels import (
     activate,
     colors,
     density,
+    density_slope,
     features,
     layer,
-    line,
-    load_rays,
     matrix,
+    point_gradients,
+    sigmoid,
+    through,
+)
+from .kernels import (
+    RUN_TIME,
+    absorbed,
+    load_rays,
     occupied,
-    pick,
     point_at,
     ray_key,
     sample_at,
-    sigmoid,
     step_range,
     tile_rays,
     world_length,
 )
-
-
-@triton.jit
-def through(grad, before, ACTIVATION: tl.constexpr):
-    """Gradient before a hidden activation, from that after it and the activation's input."""
-    if ACTIVATION == 0:
-        return tl.where(before > 0, grad, 0.0)
-    elif ACTIVATION == 1:
-        part = sigmoid(before)
-        return grad * (part * (1 + before * (1 - part)))
-    elif ACTIVATION == 2:
-        return grad * sigmoid(before)
-    else:
-        return tl.where(before > 0, grad, 0.01 * grad)
+from .splat_kernels import add_to_planes
 
 
 @triton.jit
@@ -93,60 +83,13 @@ def outer_ones(grad, total, target, KEEP: tl.constexpr, PRECISION: tl.constexpr)
 @triton.jit
 def raw_gradient(raw, x, sigma_grad, color_grad, DENSITY: tl.constexpr, COLOR: tl.constexpr):
     """Gradient of the last layer [BLOCK, OUTP] from that of the density [BLOCK] and of its columns after activation."""
-    if DENSITY == 0:
-        slope = sigmoid(x)
-    elif DENSITY == 1:
-        slope = tl.exp(x)
-    else:
-        slope = tl.exp(tl.where(x > 15, 15.0, x))
+    slope = density_slope(x, DENSITY)
     first = (tl.arange(0, raw.shape[1]) == 0)[None, :]
     if COLOR != 2:
         part = sigmoid(raw)
         part = part * (1 - part)
         color_grad = color_grad * part * 1.002 if COLOR == 1 else color_grad * part
     return tl.where(first, (sigma_grad * slope)[:, None], color_grad)
-
-
-@triton.jit
-def plane_gradients(
-    grad, planes, grad_planes, x, y, z, active, height, width, plane_p, plane_h, plane_w,
-    C: tl.constexpr, CP: tl.constexpr, UNIT: tl.constexpr, AXES: tl.constexpr, ALIGN: tl.constexpr,
-    BORDER: tl.constexpr, GRAD_PLANES: tl.constexpr, GRAD_RAYS: tl.constexpr,
-):
-    """Adds the features' gradient [BLOCK, CP] to the planes' gradient [3, H, W, C]; the points' gradient comes back."""
-    channels = tl.arange(0, CP)
-    gx = tl.zeros([x.shape[0]], tl.float32)
-    gy = tl.zeros([x.shape[0]], tl.float32)
-    gz = tl.zeros([x.shape[0]], tl.float32)
-    # one corner of one plane at a time: all that is kept from one to the next takes registers
-    for q in tl.range(0, 12, disable_licm=True):
-        p, across, down = q >> 2, q & 1, (q >> 1) & 1
-        axes = AXES >> (4 * p)
-        column, fx, slope_x = line(pick(x, y, z, axes & 3), width, ALIGN, BORDER)
-        row, fy, slope_y = line(pick(x, y, z, (axes >> 2) & 3), height, ALIGN, BORDER)
-        column += across
-        row += down
-        on = active & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        wx = tl.where(across == 1, fx, 1 - fx)
-        wy = tl.where(down == 1, fy, 1 - fy)
-        touched = on[:, None]
-        if C != CP:
-            touched = touched & (channels < C)[None, :]
-        if GRAD_RAYS:
-            base = planes + plane_p.to(tl.int64) * p * UNIT
-            place = (row * plane_h + column * plane_w)[:, None] * UNIT + channels[None, :]
-            value = tl.load(base + place, mask=touched, other=0.0).to(tl.float32)
-            product = tl.sum(tl.where(touched, grad * value, 0.0), 1)
-            along_x = product * wy * slope_x * (2 * across - 1)
-            along_y = product * wx * slope_y * (2 * down - 1)
-            gx += tl.where(axes & 3 == 0, along_x, 0.0) + tl.where((axes >> 2) & 3 == 0, along_y, 0.0)
-            gy += tl.where(axes & 3 == 1, along_x, 0.0) + tl.where((axes >> 2) & 3 == 1, along_y, 0.0)
-            gz += tl.where(axes & 3 == 2, along_x, 0.0) + tl.where((axes >> 2) & 3 == 2, along_y, 0.0)
-        if GRAD_PLANES:
-            target = grad_planes + (p * height).to(tl.int64) * width * C
-            place = (row * width + column)[:, None] * C + channels[None, :]
-            tl.atomic_add(target + place, (wx * wy)[:, None] * grad, mask=touched, sem="relaxed")
-    return gx, gy, gz
 
 
 @triton.jit
@@ -213,7 +156,7 @@ def backward_kernel(
     JITTER: tl.constexpr, EXPLICIT: tl.constexpr, WORLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
     TILE_W: tl.constexpr,
     GRAD_PLANES: tl.constexpr, GRAD_DECODER: tl.constexpr, GRAD_RAYS: tl.constexpr,
-    KEEP: tl.constexpr, FRESH: tl.constexpr,
+    KEEP: tl.constexpr, FRESH: tl.constexpr, WINDOWS: tl.constexpr,
 ):
     """Gradients of planes (added to [B, 3, H, W, C]), rays, places, and each program's share of the decoder's.
 
@@ -221,12 +164,11 @@ def backward_kernel(
     what becomes of them; unscale [1] takes it back, except for the decoder's share. The rest as in `forward_kernel`.
     """
     program = tl.program_id(0)
-    inverse = tl.load(unscale)
     w_in = matrix(weights, CP, HIDDEN)
     d_in = tl.zeros([HIDDEN, CP], tl.float32)
     db_in = tl.zeros([HIDDEN, 16], tl.float32)
     AT_OUT: tl.constexpr = CP * HIDDEN + (DEPTH - 1) * HIDDEN * HIDDEN
-    if GRAD_DECODER:
+    if GRAD_DECODER and not KEEP:
         grad_weights += program.to(tl.int64) * (AT_OUT + HIDDEN * OUTP)
         grad_biases += program.to(tl.int64) * (DEPTH * HIDDEN + OUTP)
     if DEPTH > 1:
@@ -255,6 +197,7 @@ def backward_kernel(
                 # addresses beforehand: registers are for the decoder's gradients
                 now = tl.multiple_of(step * zero, 16)
                 late = tl.multiple_of((step + 1) * zero, 16)
+                scene = ((tile + now) // tiles).to(tl.int64)
                 ray, exists = tile_rays(tile % tiles + now, columns, rows, TILE_W, BLOCK)
                 place = scene * (columns * rows) + ray
                 sources, shifts = weights + now, biases + now
@@ -315,6 +258,10 @@ def backward_kernel(
                         d_in = outer(g_low, feature, d_in, grad_weights, True, KEEP, PRECISION)
                     if GRAD_PLANES or GRAD_RAYS:
                         # once more from memory, likewise
+                        inverse = tl.load(unscale + late)
+                        if GRAD_RAYS:
+                            scene = ((tile + late) // tiles).to(tl.int64)
+                            own = planes + scene * plane_b * UNIT
                         ray, exists = tile_rays(tile % tiles + late, columns, rows, TILE_W, BLOCK)
                         place = scene * (columns * rows) + ray
                         ox, oy, oz, dx, dy, dz, near, far = load_rays(origins, directions, nears, fars, place, exists)
@@ -323,12 +270,14 @@ def backward_kernel(
                                                          JITTER)
                         x, y, z, boxed = point_at(here, ox, oy, oz, dx, dy, dz)
                         turned = tl.trans(again(w_in, sources, FRESH))
-                        g_feature = tl.dot(g_low, turned, input_precision=PRECISION) * (inverse * SCALE)
-                        gx, gy, gz = plane_gradients(
-                            g_feature, own, grad_planes + scene * 3 * height * width * C, x, y, z, inside, height,
-                            width, plane_p, plane_h, plane_w, C, CP, UNIT, AXES, ALIGN, BORDER, GRAD_PLANES, GRAD_RAYS,
-                        )
+                        g_feature = tl.dot(g_low, turned, input_precision=PRECISION)
+                        if GRAD_PLANES:
+                            add_to_planes(g_feature, inverse * SCALE, grad_planes, scene, x, y, z, inside,
+                                          height + late, width, w_in.dtype, C, CP, AXES, ALIGN, BORDER, PRECISION,
+                                          WINDOWS)
                     if GRAD_RAYS:
+                        gx, gy, gz = point_gradients(g_feature, inverse * SCALE, own, x, y, z, inside, height, width,
+                                                     plane_p, plane_h, plane_w, C, CP, UNIT, AXES, ALIGN, BORDER)
                         speed = world_length(dx, dy, dz, WORLD)
                         given_depth = tl.load(grad_depth + place, mask=exists, other=0.0)
                         g_slope = tl.where(inside, g_tau * sigma * inverse, 0.0)
@@ -340,6 +289,10 @@ def backward_kernel(
                         place_gradients(grad_nears, grad_fars, grad_places, g_here, g_slope * speed, near, far, here,
                                         offset, place, step, steps, inside, EXPLICIT)
     if GRAD_DECODER:
+        if KEEP:
+            # not before the loop, through which they would be carried
+            grad_weights += program.to(tl.int64) * (AT_OUT + HIDDEN * OUTP)
+            grad_biases += program.to(tl.int64) * (DEPTH * HIDDEN + OUTP)
         tl.store(grad_biases + DEPTH * HIDDEN + tl.arange(0, OUTP), db_out)
         if KEEP:
             store_matrix(grad_weights, tl.trans(d_in))

@@ -8,7 +8,7 @@ from typing import Any
 from ..aot import ARCHS, Case
 from ..layouts import RODIN, plane_axes
 from .occupancy_cases import occupancy_cases
-from .tiles import Launch, Tile, Widths, forward_tile, launches
+from .tiles import Launch, Tile, Widths, forward_tile, launches, normals_tile
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _FLOATS = ("stop", "shift")
@@ -29,21 +29,32 @@ def _of(arch: str) -> Iterator[Case]:
                                      ("fp32", _USUAL, _USUAL)):
         size = _BYTES[dtype]
         yield _forward(arch, dtype, forward)
-        wanted = [*launches(arch, size, backward, True, True, False), *launches(arch, size, backward, True, True, True),
-                  *launches(arch, size, backward, True, False, True)]
-        for launch in dict.fromkeys(wanted):
-            # planes alone and rays alone take fewer registers than both, under the same tile
-            if launch.decoder or (launch.planes and launch.rays):
+        for launch in _launches(arch, size, backward):
+            # without windows, planes alone take fewer registers than with the rays, under the same tile
+            if launch.decoder or launch.rays or launch.tile.windows:
                 yield _backward(arch, dtype, backward, launch)
     yield _forward(arch, "fp32", _MIDDLE)
+    yield _forward(arch, "fp16", _WIDEST, WEIGHTS=True)
+    for dtype, widths in (("fp16", _USUAL), ("fp16", _MIDDLE), ("fp32", _USUAL)):
+        yield _forward(arch, dtype, widths, NORMALS=True, WEIGHTS=True)
     yield _forward(arch, "bf16", _USUAL, **_DEMANDING)
-    yield _backward(arch, "bf16", _USUAL, launches(arch, 2, _USUAL, True, True, False)[0], **_DEMANDING)
+    for launch in launches(arch, 2, _USUAL, True, True, False):
+        yield _backward(arch, "bf16", _USUAL, launch, **_DEMANDING)
+
+
+def _launches(arch: str, itemsize: int, widths: Widths) -> list[Launch]:
+    """Those that any choice of gradients takes."""
+    chosen = ((True, True, False), (True, True, True), (True, False, True))
+    return list(dict.fromkeys(launch for wanted in chosen for launch in launches(arch, itemsize, widths, *wanted)))
 
 
 def _forward(arch: str, dtype: str, widths: Widths, **changed: Any) -> Case:
     from .kernels import forward_kernel
 
-    return _case(forward_kernel, "forward", arch, dtype, widths, forward_tile(arch, _BYTES[dtype], widths), changed)
+    more = {name: changed.pop(name, False) for name in ("NORMALS", "WEIGHTS")}
+    said = " ".join(["forward", *(name.lower() for name, own in more.items() if own)])
+    tile = (normals_tile if more["NORMALS"] else forward_tile)(arch, _BYTES[dtype], widths)
+    return _case(forward_kernel, said, arch, dtype, widths, tile, changed, more)
 
 
 def _backward(arch: str, dtype: str, widths: Widths, launch: Launch, **changed: Any) -> Case:
@@ -51,8 +62,8 @@ def _backward(arch: str, dtype: str, widths: Widths, launch: Launch, **changed: 
 
     wanted = {"planes": launch.planes, "decoder": launch.decoder, "rays": launch.rays}
     said = " ".join(name for name, own in wanted.items() if own)
-    constants = {f"GRAD_{name.upper()}": own for name, own in wanted.items()}
-    constants |= {"KEEP": launch.tile.keep, "FRESH": launch.tile.fresh}
+    constants: dict[str, Any] = {f"GRAD_{name.upper()}": own for name, own in wanted.items()}
+    constants |= {"KEEP": launch.tile.keep, "FRESH": launch.tile.fresh, "WINDOWS": launch.tile.windows}
     return _case(backward_kernel, f"backward {said}", arch, dtype, widths, launch.tile, changed, constants)
 
 

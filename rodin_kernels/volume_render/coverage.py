@@ -27,22 +27,21 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _LARGEST_GRID = 1024
 
 
-def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str, quadrature: str,
-           with_weights: bool) -> bool:
+def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str,
+           quadrature: str) -> bool:
     """Whether the fused kernels render this.
 
     They take float16, bfloat16 and float32 planes, summed or averaged; one head of one or two hidden layers, features
     and layers up to 128 wide (float32: 64), any activation, density and colour, up to 63 numbers of colour, with or
     without biases; equal bins, jittered or not, and explicit positions; left quadrature; lengths in the world or in
-    units of t; any padding, layout, occupancy and stop. They leave to the composed path: float64 planes, "concat" and
-    "product", two heads, frequency encodings, view directions, no or more than two hidden layers, midpoint
-    quadratures, weights (and so the first pass of importance sampling), normals, and sizes beyond 32-bit offsets
-    inside one plane.
+    units of t; any padding, layout, occupancy and stop; weights, and so both passes of importance sampling. They leave
+    to the composed path: float64 planes, "concat" and "product", two heads, frequency encodings, view directions, no or
+    more than two hidden layers, midpoint quadratures, and sizes beyond 32-bit offsets inside one plane.
 
     Args:
         planes: [B, 3, C, H, W]. cells: bool [B or 1, G, G, G] or None. rays: R, of each scene.
     """
-    if planes.dtype not in TYPES or reduce not in ("sum", "mean") or quadrature != "left" or with_weights:
+    if planes.dtype not in TYPES or reduce not in ("sum", "mean") or quadrature != "left":
         return False
     if _INTERPRETED and planes.dtype == torch.bfloat16:
         # Triton's interpreter multiplies bfloat16 as if its bits were integers
@@ -58,16 +57,26 @@ def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfi
     return not wide and (cells is None or cells.shape[-1] <= _LARGEST_GRID)
 
 
+def covers_normals(planes: Tensor, config: DecoderConfig) -> bool:
+    """Whether the fused forward pass also renders the normals of what it covers, without spilling a register.
+
+    For features and hidden layers up to 64 wide; in float32 for up to 32 features and 15 numbers of colour. Beyond, 408
+    to 600 bytes of each thread's registers go to memory at every step (sm_90), and the composed path is taken.
+    """
+    widths = Widths.of(config)
+    return widths.narrow if planes.dtype == torch.float32 else max(widths.features, widths.hidden) <= 64
+
+
 def covers_gradient(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str,
-                    quadrature: str, with_weights: bool) -> bool:
+                    quadrature: str, with_more: bool) -> bool:
     """Whether the fused backward pass renders this again for its gradients, without spilling a register.
 
     As `covers`, for up to 64 features; in float32 for up to 32 features, hidden layers up to 64 wide and up to 15
-    numbers of colour; and not where gradients must be repeatable bit by bit.
+    numbers of colour; not for weights or normals (`with_more`), nor where gradients must be repeatable bit by bit.
     """
-    if torch.are_deterministic_algorithms_enabled():
+    if torch.are_deterministic_algorithms_enabled() or with_more:
         # several programs add to one texel, in whatever order they come
         return False
-    if not covers(planes, cells, rays, config, reduce, quadrature, with_weights):
+    if not covers(planes, cells, rays, config, reduce, quadrature):
         return False
     return Widths.of(config).narrow if planes.dtype == torch.float32 else config.in_features <= LARGEST_GRADIENT_WIDTH

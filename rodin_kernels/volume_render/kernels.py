@@ -5,14 +5,15 @@ A program marches a tile of rays front to back, one step at a time: one row of t
 Steps on which no ray of the tile has anything to decode cost an occupancy look-up and nothing else; a program ends when
 all of its rays are closed. Nothing but the sums of each ray is ever written.
 
-Positions, densities and sums are float32. The operands of the decoder's products have the type of the weights that come
-in (that of the planes), their sums are float32.
+Positions, densities and sums are float32; `field_kernels` decodes.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .field_kernels import activate, colors, density, features, layer, matrix, normal
 
 #: Run-time numbers, for none of which a kernel is compiled anew.
 RUN_TIME = (
@@ -163,72 +164,6 @@ def occupied(bits, resolution, x, y, z):
 
 
 @triton.jit
-def line(x, size, ALIGN: tl.constexpr, BORDER: tl.constexpr):
-    """First of the two texels that coordinates inside the box read on a line, the second's share, texels per unit."""
-    extent = size * 1.0
-    scale = (extent - 1) * 0.5 if ALIGN else extent * 0.5
-    position = (x + 1) * scale if ALIGN else (x + 1) * scale - 0.5
-    slope = tl.zeros_like(x) + scale
-    if BORDER:
-        last = extent - 1
-        slope = tl.where((position > 0) & (position < last), slope, 0.0)
-        position = tl.where(position > 0, tl.where(position < last, position, last), 0.0)
-    below = tl.floor(position)
-    return below.to(tl.int32), position - below, slope
-
-
-@triton.jit
-def corner(K: tl.constexpr, column, row, height, width, fx, fy):
-    """Of corner K (column K % 2, row K // 2): whether it lies on the plane, and its weight."""
-    on = (column + K % 2 >= 0) & (column + K % 2 < width) & (row + K // 2 >= 0) & (row + K // 2 < height)
-    wx = fx if K % 2 == 1 else 1 - fx
-    wy = fy if K // 2 == 1 else 1 - fy
-    return on, tl.where(on, wx * wy, 0.0)
-
-
-@triton.jit
-def pick(x, y, z, axis):
-    """The coordinate along an axis that is known only at run time."""
-    return tl.where(axis == 0, x, tl.where(axis == 1, y, z))
-
-
-@triton.jit
-def features(planes, x, y, z, active, height, width, plane_p, plane_h, plane_w, C: tl.constexpr, CP: tl.constexpr,
-             UNIT: tl.constexpr, AXES: tl.constexpr, ALIGN: tl.constexpr, BORDER: tl.constexpr, SCALE: tl.constexpr):
-    """Features [BLOCK, CP] of points in the box, 0 where not active; strides in UNITs, AXES two bits each."""
-    channels = tl.arange(0, CP)
-    total = tl.zeros([x.shape[0], CP], tl.float32)
-    # a loop that stays one: the loads of one plane at a time are enough in flight, and registers are few
-    for p in range(3):
-        axes = AXES >> (4 * p)
-        column, fx, _ = line(pick(x, y, z, axes & 3), width, ALIGN, BORDER)
-        row, fy, _ = line(pick(x, y, z, (axes >> 2) & 3), height, ALIGN, BORDER)
-        base = planes + plane_p.to(tl.int64) * p * UNIT
-        cell = row * plane_h + column * plane_w
-        for k in tl.static_range(4):
-            on, weight = corner(k, column, row, height, width, fx, fy)
-            place = (cell + (k // 2) * plane_h + (k % 2) * plane_w)[:, None] * UNIT + channels[None, :]
-            read = (on & active)[:, None]
-            if C != CP:
-                read = read & (channels < C)[None, :]
-            total += weight[:, None] * tl.load(base + place, mask=read, other=0.0).to(tl.float32)
-    return total * SCALE if SCALE != 1 else total
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) for x in [0, 1], exact to a few units in the last place for small x as well."""
-    u = 1.0 + x
-    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)); what is not a number stays so."""
-    return tl.where(x < 0, 0.0, x) + log1p(tl.exp(-tl.abs(x)))
-
-
-@triton.jit
 def absorbed(tau):
     """1 - exp(-tau) for tau >= 0, with full relative precision for thin media."""
     series = 1 - tau * (1 / 2) * (1 - tau * (1 / 3) * (1 - tau * (1 / 4) * (1 - tau * (1 / 5) * (1 - tau * (1 / 6)
@@ -236,73 +171,20 @@ def absorbed(tau):
     return tl.where(tau < 0.35, tau * series, 1 - tl.exp(-tau))
 
 
-@triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x))."""
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def activate(x, dtype: tl.constexpr, ACTIVATION: tl.constexpr):
-    """Hidden activation, rounded to dtype: 0 ReLU, 1 SiLU, 2 softplus, 3 leaky ReLU."""
-    if ACTIVATION == 0:
-        y = tl.where(x < 0, 0.0, x)
-    elif ACTIVATION == 1:
-        y = x * sigmoid(x)
-    elif ACTIVATION == 2:
-        # an error of 6e-8 is less than what rounding to 16 bits takes from any number over 1e-4
-        y = softplus(x) if dtype == tl.float32 else tl.where(x < 0, 0.0, x) + tl.log(1 + tl.exp(-tl.abs(x)))
-    else:
-        y = tl.where(x > 0, x, 0.01 * x)
-    return y.to(dtype)
-
-
-@triton.jit
-def layer(x, weight, biases, PRECISION: tl.constexpr):
-    """x @ weight + bias, summed in float32; x is rounded to the weight's type. The bias is read where it is needed."""
-    bias = tl.load(biases + tl.arange(0, weight.shape[1]))
-    return tl.dot(x.to(weight.dtype), weight, input_precision=PRECISION) + bias[None, :]
-
-
-@triton.jit
-def density(raw, shift, DENSITY: tl.constexpr):
-    """Density from column 0 of the last layer: 0 softplus, 1 exp, 2 exp with a bounded gradient."""
-    first = (tl.arange(0, raw.shape[1]) == 0)[None, :]
-    x = tl.sum(tl.where(first, raw, 0.0), 1) + shift
-    return x, softplus(x) if DENSITY == 0 else tl.exp(x)
-
-
-@triton.jit
-def colors(raw, COLOR: tl.constexpr):
-    """Colours from the other columns: 0 sigmoid, 1 clamped sigmoid, 2 none; column 0, which counts opacity, is 1."""
-    first = (tl.arange(0, raw.shape[1]) == 0)[None, :]
-    if COLOR == 2:
-        color = raw
-    else:
-        color = sigmoid(raw)
-        if COLOR == 1:
-            color = color * 1.002 - 0.001
-    return tl.where(first, 1.0, color)
-
-
-@triton.jit
-def matrix(source, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A whole matrix that is stored densely."""
-    return tl.load(source + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
-
-
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
     planes, origins, directions, nears, fars, places, bits, seeds, weights, biases, color, depth, opacity,
-    tiles, columns, rows, steps, first_ray, stop, shift, resolution, cells_b, height, width,
+    normals, shares, tiles, columns, rows, steps, first_ray, stop, shift, resolution, cells_b, height, width,
     plane_b, plane_p, plane_h, plane_w,
     C: tl.constexpr, CP: tl.constexpr, HIDDEN: tl.constexpr, OUT: tl.constexpr, OUTP: tl.constexpr,
     DEPTH: tl.constexpr, UNIT: tl.constexpr, AXES: tl.constexpr, ALIGN: tl.constexpr, BORDER: tl.constexpr,
     SCALE: tl.constexpr, ACTIVATION: tl.constexpr, DENSITY: tl.constexpr, COLOR: tl.constexpr, CELLS: tl.constexpr,
     JITTER: tl.constexpr, EXPLICIT: tl.constexpr, WORLD: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
-    TILE_W: tl.constexpr,
+    TILE_W: tl.constexpr, NORMALS: tl.constexpr, WEIGHTS: tl.constexpr,
 ):
-    """Colour [B, R, OUT], depth and opacity [B, R] of a tile of rays.
+    """Colour [B, R, OUT], depth and opacity [B, R] of a tile of rays, if asked for normals [B, R, 3] and weights.
+
+    Weights go to `shares` [B, R, S], which holds 0 where nothing is decoded.
 
     planes [B, 3, C, H, W] by strides in UNITs, channels innermost; rays contiguous, float32; places [B, R, S] if
     EXPLICIT; bits the occupancy, 32 cells in a word; weights of the DEPTH hidden layers and the last one after each
@@ -331,6 +213,8 @@ def forward_kernel(
     light = tl.full([BLOCK], 1.0, tl.float32)
     along = tl.zeros([BLOCK], tl.float32)
     total = tl.zeros([BLOCK, OUTP], tl.float32)
+    if NORMALS:
+        sum_x, sum_y, sum_z = along, along, along
     while step < last:
         here, length, _ = sample_at(step, steps, near, far, places, place, exists, key, EXPLICIT, JITTER)
         x, y, z, boxed = point_at(here, ox, oy, oz, dx, dy, dz)
@@ -341,21 +225,38 @@ def forward_kernel(
             inside = inside & occupied(bits, resolution, x, y, z)
         state = tl.max(tl.where(inside, 2, tl.where(open, 1, 0)), 0)
         if state == 2:
-            hidden = features(planes, x, y, z, inside, height, width, plane_p, plane_h, plane_w, C, CP, UNIT, AXES,
-                              ALIGN, BORDER, SCALE)
-            hidden = activate(layer(hidden, w_in, biases, PRECISION), w_in.dtype, ACTIVATION)
+            feature = features(planes, x, y, z, inside, height, width, plane_p, plane_h, plane_w, C, CP, UNIT, AXES,
+                               ALIGN, BORDER, SCALE)
+            before = layer(feature, w_in, biases, PRECISION)
+            hidden = activate(before, w_in.dtype, ACTIVATION)
+            deeper, middle = before, w_in
             if DEPTH > 1:
-                hidden = activate(layer(hidden, w_mid, biases + HIDDEN, PRECISION), w_in.dtype, ACTIVATION)
+                middle = w_mid
+                deeper = layer(hidden, w_mid, biases + HIDDEN, PRECISION)
+                hidden = activate(deeper, w_in.dtype, ACTIVATION)
             raw = layer(hidden, w_out, biases + DEPTH * HIDDEN, PRECISION)
-            _, sigma = density(raw, shift, DENSITY)
+            logit, sigma = density(raw, shift, DENSITY)
             tau = tl.where(inside, sigma * (length * speed), 0.0)
             weight = light * absorbed(tau)
             total += tl.where(inside[:, None], weight[:, None] * colors(raw, COLOR), 0.0)
             along += tl.where(inside, weight * here, 0.0)
+            if WEIGHTS:
+                tl.store(shares + place * steps + step, weight, mask=inside)
+            if NORMALS:
+                nx, ny, nz = normal(logit, before, deeper, w_in, middle, to_out, planes, x, y, z, inside, height, width,
+                                    plane_p, plane_h, plane_w, OUTP, C, UNIT, AXES, ALIGN, BORDER, SCALE, ACTIVATION,
+                                    DENSITY, DEPTH, PRECISION)
+                sum_x += tl.where(inside, weight * nx, 0.0)
+                sum_y += tl.where(inside, weight * ny, 0.0)
+                sum_z += tl.where(inside, weight * nz, 0.0)
             thickness += tau
             light = tl.exp(-thickness)
         step = tl.where(state == 0, last, step + 1)
     output = tl.arange(0, OUTP)[None, :]
     tl.store(color + place[:, None] * OUT + output - 1, total, mask=exists[:, None] & (output >= 1) & (output <= OUT))
     tl.store(depth + place, along, mask=exists)
+    if NORMALS:
+        tl.store(normals + place * 3, sum_x, mask=exists)
+        tl.store(normals + place * 3 + 1, sum_y, mask=exists)
+        tl.store(normals + place * 3 + 2, sum_z, mask=exists)
     tl.store(opacity + place, tl.sum(tl.where(output == 0, total, 0.0), 1), mask=exists)

@@ -16,7 +16,7 @@ from ..triplane_sample.op import sample_triplane
 from . import torch_path
 from .arguments import check_arguments, is_tiny
 from .composite import add_background, sample_pdf
-from .coverage import covers, covers_gradient
+from .coverage import covers, covers_gradient, covers_normals
 from .decoder import DecoderConfig, config_from_text, decode, density_of
 from .folding import OCCUPIED, decode_folded, fold, folds
 from .occupancy import OccupancyGrid
@@ -135,26 +135,33 @@ class _Scene:
 
     def render(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March, first_ray: int = 0) -> torch_path.Summed:
         """Rays [B, R, ...] through the registered operator, or by autograd where that is faster or the only way."""
-        if self.config is None or how.normals or (not self._fused(rays, how) and self._keeps(rays, t, how)):
+        apart = how.normals or self._keeps(rays, t, how)
+        if self.config is None or (apart and not self._fused(rays, t, how)):
             decode_ = self.decoder if self.config is None else Tiny(config_from_text(self.config), self.parameters)
             return _march(self.planes, rays, t, self.cells, self.seeds, first_ray, decode_, self.planes_are, how)
-        color, depth, opacity, weights, places = _forward(
+        color, depth, opacity, weights, places, normals = _forward(
             self.planes, *rays, t, self.cells, self.seeds, self.parameters, self.config, *self.planes_are,
-            how.num_samples, how.quadrature, how.deltas, how.stop_below, how.weights, first_ray, self.backend,
-            self.image_width)
-        return torch_path.Summed(color, depth, opacity, None, weights, places)
+            how.num_samples, how.quadrature, how.deltas, how.stop_below, how.weights, how.normals, first_ray,
+            self.backend, self.image_width)
+        return torch_path.Summed(color, depth, opacity, normals, weights, places)
 
-    def _fused(self, rays: tuple[Tensor, ...], how: March) -> bool:
-        return self.backend == "triton" and self.config is not None and covers(
-            self.planes, self.cells, rays[2].shape[1], config_from_text(self.config), self.planes_are[1],
-            how.quadrature, how.weights)
+    def _fused(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March) -> bool:
+        if self.backend != "triton" or self.config is None:
+            return False
+        config = config_from_text(self.config)
+        if how.normals and (self._trains(rays, t) or not covers_normals(self.planes, config)):
+            return False
+        return covers(self.planes, self.cells, rays[2].shape[1], config, self.planes_are[1], how.quadrature)
+
+    def _trains(self, rays: tuple[Tensor, ...], t: Tensor | None) -> bool:
+        wanted = (self.planes, *rays, *self.parameters, *([] if t is None else [t]))
+        return torch.is_grad_enabled() and any(x.requires_grad for x in wanted)
 
     def _keeps(self, rays: tuple[Tensor, ...], t: Tensor | None, how: March) -> bool:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return False
-        wanted = (self.planes, *rays, *self.parameters, *([] if t is None else [t]))
         steps = how.num_samples if t is None else t.shape[-1]
-        return rays[2].numel() * steps <= KEEP_SAMPLES and any(x.requires_grad for x in wanted)
+        return rays[2].numel() * steps <= KEEP_SAMPLES and self._trains(rays, t)
 
 
 def _with_importance(scene: _Scene, rays: tuple[Tensor, ...], t: Tensor | None, how: March,
@@ -249,22 +256,25 @@ def _forward(
     planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
     cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
     align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, deltas: str, stop_below: float,
-    with_weights: bool, first_ray: int, backend: str, image_width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    how = March(num_samples, quadrature, stop_below, False, with_weights, deltas)
-    choices = config_from_text(config)
-    if backend == "triton" and covers(planes, cells, near.shape[1], choices, reduce, quadrature, with_weights):
+    with_weights: bool, with_normals: bool, first_ray: int, backend: str, image_width: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    how = March(num_samples, quadrature, stop_below, with_normals, with_weights, deltas)
+    choices, rays = config_from_text(config), (origins, directions, near, far)
+    fused = backend == "triton" and (not with_normals or covers_normals(planes, choices))
+    if fused and covers(planes, cells, near.shape[1], choices, reduce, quadrature):
         from . import triton_path
 
-        scene = triton_path.Scene(planes, (origins, directions, near, far), t, cells, seeds, parameters, choices,
+        scene = triton_path.Scene(planes, rays, t, cells, seeds, parameters, choices,
                                   (layout, reduce, align_corners, padding_mode), how, first_ray, image_width)
-        return (*triton_path.forward(scene), near.new_empty(0), near.new_empty(0))
-    summed = _march(planes, (origins, directions, near, far), t, cells, seeds, first_ray, Tiny(choices, parameters),
+        color, depth, opacity, weights, normals = triton_path.forward(scene)
+        places = near.new_empty(0)
+        if with_weights:
+            places = first_positions(near, far, num_samples, t, seeds, quadrature, first_ray)[0].clone()
+        return color, depth, opacity, weights, places, normals
+    summed = _march(planes, rays, t, cells, seeds, first_ray, Tiny(choices, parameters),
                     (layout, reduce, align_corners, padding_mode), how)
-    if not with_weights:
-        return summed.color, summed.depth, summed.opacity, near.new_empty(0), near.new_empty(0)
-    assert summed.weights is not None and summed.t is not None
-    return summed.color, summed.depth, summed.opacity, summed.weights, summed.t.clone()
+    more = [near.new_empty(0) if x is None else x for x in (summed.weights, summed.t, summed.normals)]
+    return summed.color, summed.depth, summed.opacity, more[0], more[1].clone(), more[2]
 
 
 @_forward.register_fake
@@ -272,23 +282,23 @@ def _forward_fake(
     planes: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, t: Tensor | None,
     cells: Tensor | None, seeds: Tensor | None, parameters: list[Tensor], config: str, layout: str, reduce: str,
     align_corners: bool, padding_mode: str, num_samples: int, quadrature: str, deltas: str, stop_below: float,
-    with_weights: bool, first_ray: int, backend: str, image_width: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with_weights: bool, with_normals: bool, first_ray: int, backend: str, image_width: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, count = near.shape
     steps = num_samples if t is None else t.shape[2]
     rows = (batch, count, steps if quadrature == "left" else steps - 1) if with_weights else (0,)
     width = config_from_text(config).out_features
     return (near.new_empty(batch, count, width), near.new_empty(batch, count), near.new_empty(batch, count),
-            near.new_empty(rows), near.new_empty(rows))
+            near.new_empty(rows), near.new_empty(rows), near.new_empty((batch, count, 3) if with_normals else (0,)))
 
 
 _LIBRARY = torch.library.Library("rodin_kernels", "FRAGMENT")
 _LIBRARY.define(
     "render_triplane_backward(Tensor color, Tensor depth, Tensor opacity, Tensor weights, Tensor places, "
-    "Tensor[] results, Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? t, "
-    "Tensor? cells, Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, bool align_corners, "
-    "str padding_mode, int num_samples, str quadrature, str deltas, float stop_below, bool with_weights, "
-    "int first_ray, str backend, int image_width, bool[] needed) -> Tensor[]"
+    "Tensor normals, Tensor[] results, Tensor planes, Tensor origins, Tensor directions, Tensor near, Tensor far, "
+    "Tensor? t, Tensor? cells, Tensor? seeds, Tensor[] parameters, str config, str layout, str reduce, "
+    "bool align_corners, str padding_mode, int num_samples, str quadrature, str deltas, float stop_below, "
+    "bool with_weights, bool with_normals, int first_ray, str backend, int image_width, bool[] needed) -> Tensor[]"
 )
 
 
@@ -297,19 +307,19 @@ def _backward(*arguments: Any) -> list[Tensor]:
 
     Rays are marched again in chunks with their graph, of which one is held at a time.
     """
-    grads, tensors, options, needed = arguments[:5], arguments[6:15], arguments[15:-1], arguments[-1]
+    grads, tensors, options, needed = arguments[:6], arguments[7:16], arguments[16:-1], arguments[-1]
     planes, origins, directions, near, far, t, cells, seeds, parameters = tensors
     config, *_ = options
-    num_samples, quadrature, deltas, stop_below, with_weights, first_ray, backend, image_width = options[5:]
-    how = March(num_samples, quadrature, stop_below, False, with_weights, deltas)
+    num_samples, quadrature, deltas, stop_below, with_weights, with_normals, first_ray, backend, width = options[5:]
+    how = March(num_samples, quadrature, stop_below, with_normals, with_weights, deltas)
     choices = config_from_text(config)
     if backend == "triton" and covers_gradient(planes, cells, near.shape[1], choices, options[2], quadrature,
-                                               with_weights):
+                                               with_weights or with_normals):
         from . import triton_path
 
         scene = triton_path.Scene(planes, (origins, directions, near, far), t, cells, seeds, parameters, choices,
-                                  options[1:5], how, first_ray, image_width)
-        return triton_path.backward(scene, grads[:3], arguments[5], needed)
+                                  options[1:5], how, first_ray, width)
+        return triton_path.backward(scene, grads[:3], arguments[6], needed)
     shared = [x.detach().clone(memory_format=torch.preserve_format) if n else x
               for x, n in zip([planes, *parameters], [needed[0], *needed[6:]], strict=True)]
     inputs = [planes, origins, directions, near, far, t, *parameters]
@@ -324,7 +334,7 @@ def _backward(*arguments: Any) -> list[Tensor]:
                       for x, n in zip([shared[0], *own, *shared[1:]], needed, strict=True)]
             summed = _march(leaves[0], leaves[1:5], leaves[5], cells, seeds, first_ray + first,
                             Tiny(choices, leaves[6:]), options[1:5], how)
-            results = (summed.color, summed.depth, summed.opacity, summed.weights, summed.t)
+            results = (summed.color, summed.depth, summed.opacity, summed.weights, summed.t, summed.normals)
             pairs = [(y, g[:, part]) for y, g in zip(results, grads, strict=True) if y is not None and y.requires_grad]
             wanted = [x for x, n in zip(leaves, needed, strict=True) if n]
             found = iter(torch.autograd.grad([y for y, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True)
@@ -341,7 +351,7 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("rodin_kernels::render_triplane_backward", lib=_LIBRARY)
 def _backward_fake(*arguments: Any) -> list[Tensor]:
-    planes, origins, directions, near, far, t, _, _, parameters = arguments[6:15]
+    planes, origins, directions, near, far, t, _, _, parameters = arguments[7:16]
     inputs = [planes, origins, directions, near, far, t, *parameters]
     return [torch.empty_like(x) if n else planes.new_empty(0) for x, n in zip(inputs, arguments[-1], strict=True)]
 

@@ -10,8 +10,12 @@ import torch
 from ..configs import choose
 from .decoder import DecoderConfig
 
-#: Rays of a tile that a search may try.
+#: Rays of a tile, and windows of its gradient on a plane, that a search may try.
 RAYS = (16, 32, 64, 128)
+WINDOWS = (0, 2, 4, 6, 9, 16)
+#: Windows that ship. Of the tiles of 8 x 8 pixels on one step of a slanted view (512 x 512 pixels, 96 steps, planes of
+#: 256 x 256), 98 % fit into 6 of 8 x 8 texels, 1.4 on average; texels written for each read fall to 1 / 7.8.
+FEW_WINDOWS = 6
 
 
 class Tile(NamedTuple):
@@ -19,13 +23,15 @@ class Tile(NamedTuple):
 
     rays: of a tile, each a row of the decoder's products. warps: of a program. keep: the decoder's gradient stays in
     registers until a program ends, instead of memory that no other program touches. fresh: weights are read again at
-    every product, for those whose operands lie in registers, of which the loop would be full.
+    every product, for those whose operands lie in registers, of which the loop would be full. windows: of a plane, in
+    which a tile's gradient may be added up before it goes to memory; if it needs more, each sample adds for itself.
     """
 
     rays: int
     warps: int
     keep: bool = False
     fresh: bool = False
+    windows: int = 0
 
     @property
     def across(self) -> int:
@@ -70,11 +76,19 @@ def forward_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
 
     Chosen by registers, of which none spills.
     """
+    if itemsize == 4 or max(widths.hidden, widths.features) > 64:
+        return Tile(32, 4 if arch == "gfx942" else 8)
+    return Tile(64, 8 if arch == "sm_80" and widths.narrow else 4)
+
+
+def normals_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
+    """Tile of the forward pass with normals, for the widths of `coverage.covers_normals`."""
+    few = 4 if arch == "gfx942" else 8
     if itemsize == 4:
-        return Tile(32, 4 if arch == "gfx942" else 8)
-    if max(widths.hidden, widths.features) > 64:
-        return Tile(32, 4 if arch == "gfx942" else 8)
-    return Tile(64, 4)
+        return Tile(16, few)
+    if not widths.narrow:
+        return Tile(32, few)
+    return Tile(16 if arch == "sm_80" else 64, 4)
 
 
 def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
@@ -85,34 +99,45 @@ def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     if not widths.narrow:
         wide = widths.hidden > 64 or arch not in ("sm_90", "sm_100")
         return Tile(32, 4 if arch == "gfx942" else 8, fresh=True) if wide else Tile(64, 8)
-    return {"sm_80": Tile(32, 8, True, True), "gfx942": Tile(64, 4, True)}.get(arch, Tile(64, 8, True))
+    if arch == "sm_80":
+        return Tile(32, 8, True, True)
+    return Tile(64, 4 if arch == "gfx942" else 8, True, windows=FEW_WINDOWS)
 
 
 def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     """Tile of the launch with the gradients of rays and planes alone."""
     if itemsize == 4:
-        return Tile(16, 4 if arch == "gfx942" else 8)
+        # windows would take another exact product, for which only AMD's tensor cores leave registers
+        return Tile(16, 4, windows=FEW_WINDOWS) if arch == "gfx942" else Tile(16, 8)
     if widths.narrow:
-        return Tile(32, 8, fresh=True) if arch == "sm_80" else Tile(64, 4)
-    return Tile(16 if widths.hidden > 64 else 32, 4 if arch == "gfx942" else 8, fresh=True)
+        return Tile(32, 8, fresh=True, windows=FEW_WINDOWS) if arch == "sm_80" else Tile(64, 4, windows=FEW_WINDOWS)
+    rays = 16 if widths.hidden > 64 else 32
+    return Tile(rays, 4 if arch == "gfx942" else 8, fresh=True, windows=FEW_WINDOWS)
 
 
 def launches(arch: str, itemsize: int, widths: Widths, planes: bool, decoder: bool, rays: bool) -> list[Launch]:
-    """The launches of the backward pass: registers do not hold every combination of gradients."""
+    """The launches of the backward pass: registers do not hold every combination of gradients.
+
+    Where the planes' gradient is added up in windows, that of rays is never in the same launch, and the decoder's where
+    both fit: to march twice takes less than to add every sample in memory by itself.
+    """
     own, field = decoder_tile(arch, itemsize, widths), field_tile(arch, itemsize, widths)
-    if not decoder:
-        return [Launch(planes, False, rays, field)]
-    if own.keep:
-        return [Launch(planes, True, False, own), *([Launch(False, False, True, field)] if rays else [])]
-    return [Launch(False, True, False, own), *([Launch(planes, False, rays, field)] if planes or rays else [])]
+    alone = field._replace(windows=0)
+    joint = decoder and planes and own.windows > 0
+    found = [Launch(joint, True, False, own if joint else own._replace(windows=0))] if decoder else []
+    planes = planes and not joint
+    if planes and rays and not field.windows:
+        return [*found, Launch(True, False, True, alone)]
+    return [*found, *([Launch(True, False, False, field)] if planes else []),
+            *([Launch(False, False, True, alone)] if rays else [])]
 
 
-def tuned(tile: Tile, kernel: str, device: torch.device, itemsize: int, widths: Widths) -> Tile:
-    """The tile with the rays and warps that were found best on this device, if someone searched."""
+def tuned(tile: Tile, kernel: str, device: torch.device, itemsize: int, widths: Widths, splats: bool = False) -> Tile:
+    """The tile with the rays, warps and (if it `splats`) windows that were found best here, if someone searched."""
     shape = {"bits": 8 * itemsize, "channels": widths.features, "hidden": widths.hidden, "outputs": widths.outputs}
-    found = choose("render_triplane", kernel, shape, {"rays": tile.rays, "num_warps": tile.warps}, device,
-                   space={"rays": RAYS})
-    return tile._replace(rays=int(found["rays"]), warps=int(found["num_warps"]))
+    default = {"rays": tile.rays, "num_warps": tile.warps, **({"windows": tile.windows} if splats else {})}
+    found = choose("render_triplane", kernel, shape, default, device, space={"rays": RAYS, "windows": WINDOWS})
+    return tile._replace(rays=int(found["rays"]), warps=int(found["num_warps"]), windows=int(found.get("windows", 0)))
 
 
 @lru_cache(maxsize=64)

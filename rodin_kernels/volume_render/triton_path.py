@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..launch import device_guard
+from ..launch import device_guard, launch_options
 from ..layouts import plane_axes
 from .decoder import DENSITIES, DecoderConfig
 from .perceptron import ACTIVATIONS
-from .tiles import Tile, Widths, architecture, forward_tile, launches, padded, tuned
+from .tiles import Tile, Widths, architecture, forward_tile, launches, normals_tile, padded, tuned
 from .torch_path import March
 
 #: Programs of the backward pass on a device that has no multiprocessors to count, and for each of those it has.
 FEW_PROGRAMS = 4
 PROGRAMS_EACH = 2
+#: No loop of the kernels loads ahead; said, so that what is launched is what was inspected.
+STAGES = 2
 
 
 class Scene(NamedTuple):
@@ -42,24 +44,30 @@ class Scene(NamedTuple):
     image_width: int
 
 
-def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour [B, R, F], depth and opacity [B, R], float32."""
+def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Colour [B, R, F], depth and opacity [B, R], weights [B, R, S] and normals [B, R, 3] (empty unless asked for)."""
     from .kernels import forward_kernel
 
-    (batch, count), width = scene.rays[2].shape, scene.config.out_features
+    (batch, count), width, how = scene.rays[2].shape, scene.config.out_features, scene.how
     like = scene.rays[2]
     color = torch.empty(batch, count, width, dtype=torch.float32, device=like.device)
     depth, opacity = (torch.empty(batch, count, dtype=torch.float32, device=like.device) for _ in range(2))
+    steps = how.num_samples if scene.t is None else scene.t.shape[2]
+    # the kernel leaves out what is empty
+    weights = torch.zeros((batch, count, steps) if how.weights else 0, dtype=torch.float32, device=like.device)
+    normals = torch.empty((batch, count, 3) if how.normals else 0, dtype=torch.float32, device=like.device)
     if like.numel() == 0:
-        return color, depth, opacity
+        return color, depth, opacity, weights, normals
     arch, size, widths = _kind(scene)
-    tile = tuned(forward_tile(arch, size, widths), "forward", like.device, size, widths)
+    shipped = (normals_tile if how.normals else forward_tile)(arch, size, widths)
+    tile = tuned(shipped, "forward normals" if how.normals else "forward", like.device, size, widths)
     tensors = _tensors(scene)
     numbers, constants = _shared(scene, tensors, tile)
     with device_guard(color):
         forward_kernel[(batch * numbers["tiles"],)](
-            *tensors, color, depth, opacity, **numbers, **constants, num_warps=tile.warps)
-    return color, depth, opacity
+            *tensors, color, depth, opacity, normals, weights, **numbers, **constants, NORMALS=how.normals,
+            WEIGHTS=how.weights, **launch_options(tile.warps, STAGES))
+    return color, depth, opacity, weights, normals
 
 
 def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
@@ -67,7 +75,7 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
     """Gradients of planes, origins, directions, near, far, t and every parameter; an empty tensor where not needed.
 
     Args:
-        grads: cotangents of colour [B, R, F], depth and opacity [B, R]. results: what `forward` returned.
+        grads: cotangents of colour [B, R, F], depth and opacity [B, R]. results: what `forward` returned for them.
         needed: for each input, as the returned list.
     """
     from .backward_kernels import backward_kernel
@@ -88,8 +96,9 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
         places = torch.zeros(scene.t.shape, dtype=torch.float32, device=device)
     tensors, kind, shares = _tensors(scene), _kind(scene), [nothing, nothing]
     for launch in launches(*kind, of_planes, of_decoder, of_rays):
-        kernel = "backward decoder" if launch.decoder else "backward field"
-        tile = tuned(launch.tile, kernel, device, *kind[1:])
+        wanted = {"planes": launch.planes, "decoder": launch.decoder, "rays": launch.rays}
+        kernel = " ".join(["backward", *(name for name, own in wanted.items() if own)])
+        tile = tuned(launch.tile, kernel, device, *kind[1:], launch.planes)
         numbers, constants = _shared(scene, tensors, tile)
         programs = min(_programs(device), batch * numbers["tiles"])
         if launch.decoder:
@@ -100,7 +109,7 @@ def backward(scene: Scene, grads: Sequence[Tensor], results: Sequence[Tensor],
                 *tensors, color, depth, opacity, products, unscale, grad_planes, *rays, places, *shares, **numbers,
                 scenes=batch, programs=programs, zero=0, **constants, GRAD_PLANES=launch.planes,
                 GRAD_DECODER=launch.decoder, GRAD_RAYS=launch.rays, KEEP=tile.keep, FRESH=tile.fresh,
-                num_warps=tile.warps)
+                WINDOWS=tile.windows, **launch_options(tile.warps, STAGES))
     found = [_as_planes(grad_planes, planes) if of_planes else nothing, *rays, places]
     parameters = [nothing] * len(scene.parameters)
     if of_decoder:

@@ -260,10 +260,10 @@ def operator_arguments(gradients: bool, **changes: Any) -> tuple[Any, ...]:
     bounds = [torch.full((2, 13), x) for x in (1.0, 5.0)]
     tensors = [x.detach().clone().requires_grad_(gradients) for x in (planes, origins, directions, *bounds)]
     given = {"t": None, "cells": None, "seeds": None, "quadrature": "left", "deltas": "world", "weights": False,
-             **changes}
+             "normals": False, **changes}
     parameters = [p.detach().clone().requires_grad_(gradients) for p in decoder.parameters()]
     return (*tensors, given["t"], given["cells"], given["seeds"], parameters, decoder.text, "xy,zx,yz", "sum", False,
-            "zeros", 12, given["quadrature"], given["deltas"], 0.1, given["weights"], 0, "torch", 0)
+            "zeros", 12, given["quadrature"], given["deltas"], 0.1, given["weights"], given["normals"], 0, "torch", 0)
 
 
 @pytest.mark.parametrize("arguments", [

@@ -1,4 +1,4 @@
-"""The fused renderer's kernels, run by Triton's interpreter, against float64; what they cover; how they are launched.
+"""The fused renderer's kernels, run by Triton's interpreter, against float64.
 
 The interpreter is chosen when Triton is imported, so the tests marked `interpret` run in a process of their own, which
 the last test starts. bfloat16 is silently wrong in the interpreter and waits for a GPU.
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from rodin_kernels import OccupancyGrid, Rendered, TinyDecoder, render_triplane, render_triplane_reference
 from rodin_kernels.testing import assert_within_budget, poisoned, random_planes, random_tensor
-from rodin_kernels.volume_render.coverage import covers, covers_gradient
-from rodin_kernels.volume_render.decoder import DecoderConfig, color_of, density_of
+from rodin_kernels.volume_render import op
+from rodin_kernels.volume_render.decoder import color_of, density_of
 
 interpret = pytest.mark.interpret
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus, "leaky_relu": F.leaky_relu}
@@ -201,13 +201,66 @@ def test_what_is_not_covered_is_the_same_through_the_composed_path() -> None:
     planes, origins, directions, decoder = small()
     wide = TinyDecoder(18, (8,), view_directions="concat")
     for options, own in (({"quadrature": "raw_midpoint"}, decoder), ({"quadrature": "midpoint"}, decoder),
-                         ({"outputs": ("weights", "normals")}, decoder),
-                         ({"reduce": "concat"}, wide), ({"num_importance": 3}, decoder)):
+                         ({"outputs": ("weights", "normals"), "quadrature": "midpoint"}, decoder),
+                         ({"reduce": "concat"}, wide), ({"num_importance": 3, "quadrature": "midpoint"}, decoder)):
         inputs = planes, origins, directions, own
         pair = [render_triplane(*inputs, near=1.2, far=4.0, num_samples=5, backend=b, **options)
                 for b in ("triton", "reference")]
         for a, b in zip(*pair, strict=True):
             assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, atol=1e-5))
+
+
+def nothing_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the torch path is an error."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("the composed path was taken")
+
+    monkeypatch.setattr(op, "_march", refuse)
+
+
+@interpret
+@pytest.mark.parametrize(("dtype", "choices", "options"), [
+    (torch.float32, {"hidden": (8, 10), "density": "exp"}, {"jitter": 3}),
+    (torch.float16, {"hidden": (9, 20), "activation": "silu"}, {"padding_mode": "border", "stop_below": 0.4}),
+    (torch.float16, {"hidden": (12,), "activation": "softplus", "density": "trunc_exp"},
+     {"reduce": "mean", "align_corners": True}),
+], ids=str)  # fmt: skip
+def test_normals_and_weights_are_fused_and_keep_the_budget(dtype: torch.dtype, choices: dict[str, Any],
+                                                           options: dict[str, Any],
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    decoder = TinyDecoder(6, **choices).double()
+    planes = (random_planes(2, 6, 7, dtype=torch.float64) * 2).to(dtype).double()
+    origins, directions = aimed_rays(2, 11)
+    given = {"near": 1.2, "far": 4.0, "num_samples": 6, "outputs": ("normals", "weights", "depth"), **options}
+    exact = render_triplane_reference(planes, origins, directions, decoder, **given)
+    low = decoder.float()
+    plain = render_triplane_reference(planes.to(dtype), origins.float(), directions.float(),
+                                      low if dtype == torch.float32 else rounded(low, dtype), **given)
+    nothing_composed(monkeypatch)
+    with torch.no_grad(), poisoned():
+        fused = render_triplane(planes.to(dtype), origins.float(), directions.float(), low, backend="triton", **given)
+    for name in ("normals", "weights", "depth", "t"):
+        a, b, c = (getattr(x, name).detach() for x in (fused, exact, plain))
+        assert b.abs().max() > 0.1
+        assert_within_budget(a, b, c, scale=max(1.0, b.abs().max().item()), what=name)
+
+
+@interpret
+def test_both_passes_of_importance_sampling_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    planes, origins, directions, decoder = small()
+    options = {"near": 1.2, "far": 4.0, "num_samples": 5, "num_importance": 4, "jitter": 2, "stop_below": 0.05}
+    found = []
+    for backend in ("reference", "triton"):
+        leaf = planes.clone().requires_grad_()
+        if backend == "triton":
+            nothing_composed(monkeypatch)
+        rendered = render_triplane(leaf, origins, directions, decoder, backend=backend, **options)
+        found.append((rendered.rgb, rendered.depth, *torch.autograd.grad(rendered.rgb.sum(), leaf)))
+    for a, b in zip(*found, strict=True):
+        size = b.abs().max().item()
+        assert size > 0.01 and torch.allclose(a, b, rtol=0, atol=2e-5 * size)
 
 
 @interpret
@@ -219,86 +272,7 @@ def test_the_registered_operator_passes_opcheck_on_the_fused_path() -> None:
     parameters = [p.detach().clone().requires_grad_() for p in decoder.parameters()]
     torch.library.opcheck(torch.ops.rodin_kernels.render_triplane.default, (
         *tensors, None, None, None, parameters, decoder.text, "xy,zx,yz", "sum", False, "zeros", 2, "left", "world",
-        0.1, False, 0, "triton", 0), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
-
-
-@pytest.mark.parametrize(("changes", "inside"), [
-    ({}, True), ({"reduce": "mean"}, True), ({"reduce": "concat"}, False), ({"reduce": "product"}, False),
-    ({"quadrature": "midpoint"}, False), ({"with_weights": True}, False), ({"rays": 0}, False),
-    ({"planes": torch.ones(1, 3, 4, 2, 2, dtype=torch.float64)}, False),
-    ({"planes": torch.ones(1, 3, 4, 0, 2)}, False),
-    ({"planes": torch.ones(1).expand(1, 3, 4, 2**15, 2**15)}, False),
-    ({"config": DecoderConfig(4, (128, 7), 63)}, True), ({"config": DecoderConfig(4, (129,))}, False),
-    ({"config": DecoderConfig(4, (8, 8, 8))}, False), ({"config": DecoderConfig(4, ())}, False),
-    ({"config": DecoderConfig(4, (8,), 64)}, False), ({"config": DecoderConfig(4, feature_frequencies=1)}, False),
-    ({"config": DecoderConfig(4, view_directions="concat")}, False),
-    ({"config": DecoderConfig(4, density_features=2)}, False),
-])  # fmt: skip
-def test_coverage_is_what_its_docstring_says(changes: dict[str, Any], inside: bool) -> None:
-    given = {"planes": torch.ones(1, 3, 4, 2, 2, dtype=torch.float16), "cells": None, "rays": 7,
-             "config": DecoderConfig(4), "reduce": "sum", "quadrature": "left", "with_weights": False, **changes}
-    assert covers(**given) is inside and covers_gradient(**given) is inside
-
-
-@pytest.mark.parametrize(("dtype", "config", "inside"), [
-    (torch.float16, DecoderConfig(64, (128, 128), 63), True), (torch.float16, DecoderConfig(65, (8,)), False),
-    (torch.float32, DecoderConfig(32, (64, 64), 15), True), (torch.float32, DecoderConfig(33, (64,)), False),
-    (torch.float32, DecoderConfig(32, (64,), 16), False),
-])  # fmt: skip
-def test_wide_gradients_take_the_composed_path(dtype: torch.dtype, config: DecoderConfig, inside: bool) -> None:
-    given = (torch.ones(1, 3, 4, 2, 2, dtype=dtype), None, 7, config, "sum", "left", False)
-    assert covers(*given) and covers_gradient(*given) is inside
-    beyond = 129 if dtype == torch.float16 else 65
-    for wide in (DecoderConfig(beyond, (8,)), DecoderConfig(4, (beyond,))):
-        asked = (*given[:3], wide, *given[4:])
-        assert not covers(*asked) and not covers_gradient(*asked)
-
-
-def test_gradients_that_must_repeat_take_the_composed_path() -> None:
-    given = (torch.ones(1, 3, 4, 2, 2), None, 7, DecoderConfig(4), "sum", "left", False)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert covers(*given) and not covers_gradient(*given)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def test_no_kernel_is_compiled_anew_for_counts_scales_or_limits() -> None:
-    kernels = pytest.importorskip("rodin_kernels.volume_render.kernels")
-    backward = pytest.importorskip("rodin_kernels.volume_render.backward_kernels")
-    for kernel in (kernels.forward_kernel, backward.backward_kernel):
-        names = kernel.fn.__code__.co_varnames[:kernel.fn.__code__.co_argcount]
-        numbers = [name for name in names if name.islower() and name in kernels.RUN_TIME]
-        tensors = {"planes", "origins", "directions", "nears", "fars", "places", "bits", "seeds", "weights", "biases",
-                   "color", "depth", "opacity", "products", "unscale"}
-        rest = [name for name in names if name.islower() and name not in numbers]
-        assert all(name in tensors or name.startswith("grad_") for name in rest), rest
-
-
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels have no cases")
-def test_every_tile_that_a_launch_may_choose_is_a_case() -> None:
-    pytest.importorskip("triton")
-    from rodin_kernels.aot import ARCHS
-    from rodin_kernels.volume_render.cases import cases
-    from rodin_kernels.volume_render.tiles import Widths, forward_tile, launches
-
-    found = cases()
-    assert len({case.name for case in found}) == len(found) and all(len(case.archs) == 1 for case in found)
-    known = {(case.archs[0], case.kernel.__name__, case.constants["BLOCK"], case.num_warps, case.constants.get("KEEP"),
-              case.constants.get("FRESH"), case.signature["planes"] == "*fp32") for case in found}
-    sizes = (16, 32, 64, 128)
-    for arch in ARCHS:
-        for widths in (Widths(c, h, o) for c in sizes for h in sizes for o in sizes[:3]):
-            for size in (2, 4):
-                if size == 4 and max(widths.features, widths.hidden) > 64:
-                    continue
-                tile = forward_tile(arch, size, widths)
-                assert (arch, "forward_kernel", tile.rays, tile.warps, None, None, size == 4) in known
-                if widths.features > 64 or (size == 4 and not widths.narrow):
-                    continue
-                for launch in launches(arch, size, widths, True, True, True):
-                    tile = launch.tile
-                    assert (arch, "backward_kernel", *tile, size == 4) in known, (widths, launch)
+        0.1, True, True, 0, "triton", 0), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 def test_all_of_the_above_under_the_interpreter() -> None:
