@@ -132,7 +132,7 @@ class Evaluation:
 
     def costs(self) -> Section:
         """Seconds and memory."""
-        return evaluate_costs(self.given.model, self.given.device)
+        return evaluate_costs(self.given.model, self.given.device, *((2,) if self.given.quick else ()))
 
 
 #: The parts of the report in order: names for `--only`, and methods of `Evaluation`.

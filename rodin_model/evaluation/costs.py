@@ -84,12 +84,12 @@ def _timed(own: Callable[..., Any], clock: Clock, name: str) -> Callable[..., An
     return timed
 
 
-def evaluate_costs(model: str | None, device: str) -> Section:
+def evaluate_costs(model: str | None, device: str, views: int = VIEWS) -> Section:
     """`measure` in a new process, as a section of the report. ValueError with the process's words if it fails."""
     code = ("import json, sys; from rodin_model.evaluation.costs import measure; "
-            "model, device = json.loads(sys.argv[1]); print(json.dumps(measure(model, device)))")
-    done = subprocess.run([sys.executable, "-c", code, json.dumps([model, device])], capture_output=True, text=True,
-                          check=False)
+            "print(json.dumps(measure(*json.loads(sys.argv[1]))))")
+    command = [sys.executable, "-c", code, json.dumps([model, device, views])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"the costs could not be measured: {done.stderr.strip().splitlines()[-1]}")
     found = json.loads(done.stdout.splitlines()[-1])
