@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import activate, corner, pick, softplus
+from .field_kernels import activate, corner, pick, softplus
 
 #: Run-time numbers, for none of which the kernel is compiled anew.
 RUN_TIME = (
