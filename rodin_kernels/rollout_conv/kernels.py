@@ -10,10 +10,10 @@ import triton.language as tl
 
 @triton.jit
 def axis_source(position, tap, stride, padding, TRANSPOSED: tl.constexpr):
-    """Where tap `tap` of an output position reads, and False where a transposed convolution's stride skips it."""
+    """Where tap `tap` of an output position reads, and whether it does: transposed, the stride skips some."""
     if TRANSPOSED:
         reach = position + padding - tap
-        return tl.where(reach >= 0, reach // stride, -1), (reach >= 0) & (reach % stride == 0)
+        return reach // stride, reach % stride == 0
     else:
         source = position * stride + tap - padding
         return source, source == source
@@ -33,11 +33,12 @@ def add_vectors(
     if ALWAYS:
         interior = True
     else:
-        # taps in order read sources in order, a transposed convolution's downwards: two corners stand for all
+        # taps in order read sources in order, a transposed convolution's downwards: two corners stand for all, if they
+        # are of the class that this spacing reaches
         last = first + (vectors - 1) * spacing
-        least, on_low = axis_source(tl.min(across, 0), last if TRANSPOSED else first, stride, padding, TRANSPOSED)
-        most, on_high = axis_source(tl.max(across, 0), first if TRANSPOSED else last, stride, padding, TRANSPOSED)
-        interior = (least >= 0) & (most < size_in) & on_low & on_high & (spacing == (stride if TRANSPOSED else 1))
+        least, _ = axis_source(tl.min(across, 0), last if TRANSPOSED else first, stride, padding, TRANSPOSED)
+        most, _ = axis_source(tl.max(across, 0), first if TRANSPOSED else last, stride, padding, TRANSPOSED)
+        interior = (least >= 0) & (most < size_in) & (spacing == (stride if TRANSPOSED else 1))
     if interior:
         # away from the borders the vectors are added up before they are replicated
         total = tl.zeros((positions.shape[0], channel.shape[0]), tl.float32)
