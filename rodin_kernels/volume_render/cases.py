@@ -29,9 +29,7 @@ def _of(arch: str) -> Iterator[Case]:
         size = _BYTES[dtype]
         yield _forward(arch, dtype, forward)
         for launch in _launches(arch, size, backward):
-            # without windows, planes alone take fewer registers than with the rays, under the same tile
-            if launch.decoder or launch.rays or launch.tile.windows:
-                yield _backward(arch, dtype, backward, launch)
+            yield _backward(arch, dtype, backward, launch)
     yield _forward(arch, "fp32", _MIDDLE)
     yield _forward(arch, "fp16", _WIDEST, WEIGHTS=True)
     for dtype, widths in (("fp16", _USUAL), ("fp16", _MIDDLE), ("fp32", _USUAL)):
@@ -43,7 +41,7 @@ def _of(arch: str) -> Iterator[Case]:
 
 def _launches(arch: str, itemsize: int, widths: Widths) -> list[Launch]:
     """Those that any choice of gradients takes."""
-    chosen = ((True, True, False), (True, True, True), (True, False, True))
+    chosen = ((True, True, True), (True, False, True))
     return list(dict.fromkeys(launch for wanted in chosen for launch in launches(arch, itemsize, widths, *wanted)))
 
 
