@@ -81,13 +81,10 @@ def forward_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     return Tile(64, 8 if arch == "sm_80" and widths.narrow else 4)
 
 
-def normals_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
+def normals_tile(arch: str, widths: Widths) -> Tile:
     """Tile of the forward pass with normals, for the widths of `coverage.covers_normals`."""
-    few = 4 if arch == "gfx942" else 8
-    if itemsize == 4:
-        return Tile(16, few)
     if not widths.narrow:
-        return Tile(32, few)
+        return Tile(32, 4 if arch == "gfx942" else 8)
     return Tile(16 if arch == "sm_80" else 64, 4)
 
 
