@@ -30,13 +30,11 @@ def _of(arch: str) -> Iterator[Case]:
         size = _BYTES[dtype]
         yield _forward(arch, dtype, forward)
         for launch in _launches(arch, size, backward):
-            # without windows, planes alone take fewer registers than with the rays, under the same tile
-            if launch.decoder or launch.rays or launch.tile.windows:
-                yield _backward(arch, dtype, backward, launch)
+            yield _backward(arch, dtype, backward, launch)
     yield _forward(arch, "fp32", _MIDDLE)
     yield _forward(arch, "fp16", _WIDEST, WEIGHTS=True)
-    for dtype, widths in (("fp16", _USUAL), ("fp16", _MIDDLE), ("fp32", _USUAL)):
-        yield _forward(arch, dtype, widths, NORMALS=True, WEIGHTS=True)
+    for widths in (_USUAL, _MIDDLE):
+        yield _forward(arch, "fp16", widths, NORMALS=True, WEIGHTS=True)
     yield _forward(arch, "bf16", _USUAL, **_DEMANDING)
     for launch in launches(arch, 2, _USUAL, True, True, False):
         yield _backward(arch, "bf16", _USUAL, launch, **_DEMANDING)
@@ -44,7 +42,7 @@ def _of(arch: str) -> Iterator[Case]:
 
 def _launches(arch: str, itemsize: int, widths: Widths) -> list[Launch]:
     """Those that any choice of gradients takes."""
-    chosen = ((True, True, False), (True, True, True), (True, False, True))
+    chosen = ((True, True, True), (True, False, True))
     return list(dict.fromkeys(launch for wanted in chosen for launch in launches(arch, itemsize, widths, *wanted)))
 
 
@@ -53,7 +51,7 @@ def _forward(arch: str, dtype: str, widths: Widths, **changed: Any) -> Case:
 
     more = {name: changed.pop(name, False) for name in ("NORMALS", "WEIGHTS")}
     said = " ".join(["forward", *(name.lower() for name, own in more.items() if own)])
-    tile = (normals_tile if more["NORMALS"] else forward_tile)(arch, _BYTES[dtype], widths)
+    tile = normals_tile(arch, widths) if more["NORMALS"] else forward_tile(arch, _BYTES[dtype], widths)
     return _case(forward_kernel, said, arch, dtype, widths, tile, changed, more)
 
 

@@ -60,11 +60,11 @@ def covers(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfi
 def covers_normals(planes: Tensor, config: DecoderConfig) -> bool:
     """Whether the fused forward pass also renders the normals of what it covers, without spilling a register.
 
-    For features and hidden layers up to 64 wide; in float32 for up to 32 features and 15 numbers of colour. Beyond, 408
-    to 600 bytes of each thread's registers go to memory at every step (sm_90), and the composed path is taken.
+    For planes of 2 bytes an element, features and hidden layers up to 64 wide. Beyond, and in float32, 8 to 600 bytes
+    of each thread's registers would go to memory at every step (sm_90), and the composed path is taken.
     """
     widths = Widths.of(config)
-    return widths.narrow if planes.dtype == torch.float32 else max(widths.features, widths.hidden) <= 64
+    return planes.dtype != torch.float32 and max(widths.features, widths.hidden) <= 64
 
 
 def covers_gradient(planes: Tensor, cells: Tensor | None, rays: int, config: DecoderConfig, reduce: str,

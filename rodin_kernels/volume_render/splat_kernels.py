@@ -35,7 +35,7 @@ def add_window(grad, scale, target, left, top, x, y, height, width, C: tl.conste
     column, row = left + texel % WINDOW, top + texel // WINDOW
     shares = hat(column, x) * hat(row, y)
     total = tl.dot(shares.to(grad.dtype), grad, input_precision=PRECISION) * scale
-    touched = (tl.max((total != 0).to(tl.int32), 1) > 0) & (column < width) & (row < height)
+    touched = (tl.max(shares, 1) > 0) & (column < width) & (row < height)
     channels = tl.arange(0, CP)
     some = touched[:, None]
     if C != CP:

@@ -81,14 +81,16 @@ def forward_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     return Tile(64, 8 if arch == "sm_80" and widths.narrow else 4)
 
 
-def normals_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
+def normals_tile(arch: str, widths: Widths) -> Tile:
     """Tile of the forward pass with normals, for the widths of `coverage.covers_normals`."""
-    few = 4 if arch == "gfx942" else 8
-    if itemsize == 4:
-        return Tile(16, few)
     if not widths.narrow:
-        return Tile(32, few)
+        return Tile(32, 4 if arch == "gfx942" else 8)
     return Tile(16 if arch == "sm_80" else 64, 4)
+
+
+def few_windows(arch: str) -> int:
+    """Windows of planes of 2 bytes an element: none on sm_100, for which Triton 3.7 fails to compile their product."""
+    return 0 if arch == "sm_100" else FEW_WINDOWS
 
 
 def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
@@ -101,7 +103,7 @@ def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
         return Tile(32, 4 if arch == "gfx942" else 8, fresh=True) if wide else Tile(64, 8)
     if arch == "sm_80":
         return Tile(32, 8, True, True)
-    return Tile(64, 4 if arch == "gfx942" else 8, True, windows=FEW_WINDOWS)
+    return Tile(64, 4 if arch == "gfx942" else 8, True, windows=few_windows(arch))
 
 
 def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
@@ -109,27 +111,23 @@ def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     if itemsize == 4:
         # windows would take another exact product, for which only AMD's tensor cores leave registers
         return Tile(16, 4, windows=FEW_WINDOWS) if arch == "gfx942" else Tile(16, 8)
-    if widths.narrow:
-        return Tile(32, 8, fresh=True, windows=FEW_WINDOWS) if arch == "sm_80" else Tile(64, 4, windows=FEW_WINDOWS)
+    if widths.narrow and arch != "sm_80":
+        return Tile(64, 4, windows=few_windows(arch))
     rays = 16 if widths.hidden > 64 else 32
-    return Tile(rays, 4 if arch == "gfx942" else 8, fresh=True, windows=FEW_WINDOWS)
+    return Tile(rays, 4 if arch == "gfx942" else 8, fresh=True, windows=few_windows(arch))
 
 
 def launches(arch: str, itemsize: int, widths: Widths, planes: bool, decoder: bool, rays: bool) -> list[Launch]:
     """The launches of the backward pass: registers do not hold every combination of gradients.
 
-    Where the planes' gradient is added up in windows, that of rays is never in the same launch, and the decoder's where
-    both fit: to march twice takes less than to add every sample in memory by itself.
+    The planes' comes with the decoder's where both fit, windows included, and never with that of rays: to march twice
+    takes less than to add every sample in memory by itself.
     """
     own, field = decoder_tile(arch, itemsize, widths), field_tile(arch, itemsize, widths)
-    alone = field._replace(windows=0)
-    joint = decoder and planes and own.windows > 0
+    joint = decoder and planes and own.keep and (own.windows > 0 or not field.windows)
     found = [Launch(joint, True, False, own if joint else own._replace(windows=0))] if decoder else []
-    planes = planes and not joint
-    if planes and rays and not field.windows:
-        return [*found, Launch(True, False, True, alone)]
-    return [*found, *([Launch(True, False, False, field)] if planes else []),
-            *([Launch(False, False, True, alone)] if rays else [])]
+    found += [Launch(True, False, False, field)] if planes and not joint else []
+    return [*found, *([Launch(False, False, True, field._replace(windows=0))] if rays else [])]
 
 
 def tuned(tile: Tile, kernel: str, device: torch.device, itemsize: int, widths: Widths, splats: bool = False) -> Tile:

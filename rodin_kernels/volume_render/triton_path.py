@@ -59,7 +59,7 @@ def forward(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if like.numel() == 0:
         return color, depth, opacity, weights, normals
     arch, size, widths = _kind(scene)
-    shipped = (normals_tile if how.normals else forward_tile)(arch, size, widths)
+    shipped = normals_tile(arch, widths) if how.normals else forward_tile(arch, size, widths)
     tile = tuned(shipped, "forward normals" if how.normals else "forward", like.device, size, widths)
     tensors = _tensors(scene)
     numbers, constants = _shared(scene, tensors, tile)

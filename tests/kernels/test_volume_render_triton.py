@@ -221,7 +221,6 @@ def nothing_composed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @interpret
 @pytest.mark.parametrize(("dtype", "choices", "options"), [
-    (torch.float32, {"hidden": (8, 10), "density": "exp"}, {"jitter": 3}),
     (torch.float16, {"hidden": (9, 20), "activation": "silu"}, {"padding_mode": "border", "stop_below": 0.4}),
     (torch.float16, {"hidden": (12,), "activation": "softplus", "density": "trunc_exp"},
      {"reduce": "mean", "align_corners": True}),
