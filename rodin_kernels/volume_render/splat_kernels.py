@@ -52,18 +52,16 @@ def span(first, exists, size):
 
 
 @triton.jit
-def add_corners(grad, scale, target, column, row, fx, fy, some, height, width, C: tl.constexpr, CP: tl.constexpr):
-    """Adds the gradients [BLOCK, CP] of some samples to a plane, each to its four texels."""
+def add_corner(k, grad, scale, target, column, row, fx, fy, some, height, width, C: tl.constexpr, CP: tl.constexpr):
+    """Adds the gradients [BLOCK, CP] of some samples to a plane, each to its texel k (column k % 2, row k // 2)."""
     channels = tl.arange(0, CP)
-    # one corner at a time: all that is kept from one to the next takes registers
-    for k in tl.range(0, 4, disable_licm=True):
-        i, j = column + (k & 1), row + (k >> 1)
-        weight = tl.where(k & 1 == 1, fx, 1 - fx) * tl.where(k >> 1 == 1, fy, 1 - fy) * scale
-        touched = (some & (i >= 0) & (i < width) & (j >= 0) & (j < height))[:, None]
-        if C != CP:
-            touched = touched & (channels < C)[None, :]
-        place = (j * width + i)[:, None] * C + channels[None, :]
-        tl.atomic_add(target + place, weight[:, None] * grad, mask=touched, sem="relaxed")
+    i, j = column + (k & 1), row + (k >> 1)
+    weight = tl.where(k & 1 == 1, fx, 1 - fx) * tl.where(k >> 1 == 1, fy, 1 - fy) * scale
+    touched = (some & (i >= 0) & (i < width) & (j >= 0) & (j < height))[:, None]
+    if C != CP:
+        touched = touched & (channels < C)[None, :]
+    place = (j * width + i)[:, None] * C + channels[None, :]
+    tl.atomic_add(target + place, weight[:, None] * grad, mask=touched, sem="relaxed")
 
 
 @triton.jit
@@ -76,18 +74,23 @@ def add_to_planes(
     Window by window, rounded to dtype, where the samples fit into at most WINDOWS of them on a plane; sample by sample
     where they do not, and for what is no number in dtype.
     """
-    near = active
-    if WINDOWS > 0:
+    if WINDOWS == 0:
+        # one corner of one plane at a time: all that is kept from one to the next takes registers
+        for q in tl.range(0, 12, disable_licm=True):
+            axes = AXES >> (4 * (q >> 2))
+            column, fx, _ = line(pick(x, y, z, axes & 3), width, ALIGN, BORDER)
+            row, fy, _ = line(pick(x, y, z, (axes >> 2) & 3), height, ALIGN, BORDER)
+            plane = target + (scene * 3 + (q >> 2)) * height * width * C
+            add_corner(q & 3, grad, scale, plane, column, row, fx, fy, active, height, width, C, CP)
+    else:
         rounded = grad.to(dtype)
         near = active & (tl.sum(rounded.to(tl.float32) * 0.0, 1) == 0)
         rounded = tl.where(near[:, None], rounded, 0.0)
-    for p in tl.range(0, 3, disable_licm=True):
-        axes = AXES >> (4 * p)
-        column, fx, _ = line(pick(x, y, z, axes & 3), width, ALIGN, BORDER)
-        row, fy, _ = line(pick(x, y, z, (axes >> 2) & 3), height, ALIGN, BORDER)
-        plane = target + (scene * 3 + p) * height * width * C
-        rest = active
-        if WINDOWS > 0:
+        for p in tl.range(0, 3, disable_licm=True):
+            axes = AXES >> (4 * p)
+            column, fx, _ = line(pick(x, y, z, axes & 3), width, ALIGN, BORDER)
+            row, fy, _ = line(pick(x, y, z, (axes >> 2) & 3), height, ALIGN, BORDER)
+            plane = target + (scene * 3 + p) * height * width * C
             left, right = span(column, near, width)
             top, bottom = span(row, near, height)
             across = tl.where(right < left, 0, right - left + WINDOW) // WINDOW
@@ -97,5 +100,6 @@ def add_to_planes(
                 add_window(rounded, scale, plane, left + i % across * WINDOW, top + i // across * WINDOW, column + fx,
                            row + fy, height, width, C, CP, PRECISION)
             rest = tl.where(few, active & ~near, active)
-        if tl.max(rest.to(tl.int32), 0) > 0:
-            add_corners(grad, scale, plane, column, row, fx, fy, rest, height, width, C, CP)
+            if tl.max(rest.to(tl.int32), 0) > 0:
+                for k in tl.range(0, 4, disable_licm=True):
+                    add_corner(k, grad, scale, plane, column, row, fx, fy, rest, height, width, C, CP)
