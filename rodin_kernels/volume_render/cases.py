@@ -7,6 +7,7 @@ from typing import Any
 
 from ..aot import ARCHS, Case
 from ..layouts import RODIN, plane_axes
+from .coverage import fits_gradient
 from .occupancy_cases import occupancy_cases
 from .tiles import Launch, Tile, Widths, forward_tile, launches, normals_tile
 
@@ -29,7 +30,7 @@ def _of(arch: str) -> Iterator[Case]:
                                      ("fp32", _USUAL, _USUAL)):
         size = _BYTES[dtype]
         yield _forward(arch, dtype, forward)
-        for launch in _launches(arch, size, backward):
+        for launch in _launches(arch, size, backward) if fits_gradient(arch, backward) else ():
             yield _backward(arch, dtype, backward, launch)
     yield _forward(arch, "fp32", _MIDDLE)
     yield _forward(arch, "fp16", _WIDEST, WEIGHTS=True)

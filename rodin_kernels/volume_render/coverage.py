@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..launch import needs_int64
 from .decoder import DecoderConfig
-from .tiles import Widths
+from .tiles import Widths, architecture
 
 #: Widths of features and of hidden layers, and of the last layer, up to which they stay on the chip.
 LARGEST_WIDTH = 128
@@ -72,11 +72,20 @@ def covers_gradient(planes: Tensor, cells: Tensor | None, rays: int, config: Dec
     """Whether the fused backward pass renders this again for its gradients, without spilling a register.
 
     As `covers`, for up to 64 features; in float32 for up to 32 features, hidden layers up to 64 wide and up to 15
-    numbers of colour; not for weights or normals (`with_more`), nor where gradients must be repeatable bit by bit.
+    numbers of colour; on sm_80 for hidden layers up to 64 wide, beyond which 16 to 88 bytes of each thread would spill;
+    not for weights or normals (`with_more`), nor where gradients must be repeatable bit by bit.
     """
     if torch.are_deterministic_algorithms_enabled() or with_more:
         # several programs add to one texel, in whatever order they come
         return False
     if not covers(planes, cells, rays, config, reduce, quadrature):
         return False
-    return Widths.of(config).narrow if planes.dtype == torch.float32 else config.in_features <= LARGEST_GRADIENT_WIDTH
+    widths = Widths.of(config)
+    if planes.dtype == torch.float32:
+        return widths.narrow
+    return config.in_features <= LARGEST_GRADIENT_WIDTH and fits_gradient(architecture(planes.device), widths)
+
+
+def fits_gradient(arch: str, widths: Widths) -> bool:
+    """Whether the registers of an architecture hold the backward pass of 16-bit planes for these widths."""
+    return arch != "sm_80" or widths.hidden <= 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
@@ -88,21 +89,33 @@ def normals_tile(arch: str, widths: Widths) -> Tile:
     return Tile(16 if arch == "sm_80" else 64, 4)
 
 
+@lru_cache(maxsize=1)
+def _old_compiler() -> bool:
+    """Whether this Triton is older than 3.9; True as well where there is none."""
+    try:
+        return tuple(map(int, version("triton").split(".")[:2])) < (3, 9)
+    except (PackageNotFoundError, ValueError):
+        return True
+
+
 def few_windows(arch: str) -> int:
-    """Windows of planes of 2 bytes an element: none on sm_100, for which Triton 3.7 fails to compile their product."""
-    return 0 if arch == "sm_100" else FEW_WINDOWS
+    """Windows of planes of 2 bytes an element: none on sm_100 for a Triton older than 3.9.
+
+    Such a compiler fails at their product there, and 3.9 at the same kernel without windows.
+    """
+    return 0 if arch == "sm_100" and _old_compiler() else FEW_WINDOWS
 
 
 def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     """Tile of the launch with the decoder's gradient, and the planes' where it is kept in registers."""
     if itemsize == 4:
         # exact float32 products run without tensor cores, on few rays at a time
-        return Tile(16, 4 if arch == "gfx942" else 8)
+        return Tile(16, 4) if arch == "gfx942" else Tile(16, 8, keep=True)
     if not widths.narrow:
         wide = widths.hidden > 64 or arch not in ("sm_90", "sm_100")
         return Tile(32, 4 if arch == "gfx942" else 8, fresh=True) if wide else Tile(64, 8)
     if arch == "sm_80":
-        return Tile(32, 8, True, True)
+        return Tile(16, 4, True, True)
     return Tile(64, 4 if arch == "gfx942" else 8, True, windows=few_windows(arch))
 
 
@@ -110,9 +123,9 @@ def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
     """Tile of the launch with the gradients of rays and planes alone."""
     if itemsize == 4:
         # windows would take another exact product, for which only AMD's tensor cores leave registers
-        return Tile(16, 4, windows=FEW_WINDOWS) if arch == "gfx942" else Tile(16, 8)
+        return Tile(16, 4, windows=FEW_WINDOWS) if arch == "gfx942" else Tile(16, 8, fresh=True)
     if widths.narrow and arch != "sm_80":
-        return Tile(64, 4, windows=few_windows(arch))
+        return Tile(64, 8 if arch == "sm_90" else 4, windows=few_windows(arch))
     rays = 16 if widths.hidden > 64 else 32
     return Tile(rays, 4 if arch == "gfx942" else 8, fresh=True, windows=few_windows(arch))
 
@@ -124,7 +137,7 @@ def launches(arch: str, itemsize: int, widths: Widths, planes: bool, decoder: bo
     takes less than to add every sample in memory by itself.
     """
     own, field = decoder_tile(arch, itemsize, widths), field_tile(arch, itemsize, widths)
-    joint = decoder and planes and own.keep and (own.windows > 0 or not field.windows)
+    joint = decoder and planes and own.keep and itemsize == 2 and (own.windows > 0 or not field.windows)
     found = [Launch(joint, True, False, own if joint else own._replace(windows=0))] if decoder else []
     found += [Launch(True, False, False, field)] if planes and not joint else []
     return [*found, *([Launch(False, False, True, field._replace(windows=0))] if rays else [])]

@@ -47,7 +47,7 @@ def make_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
               {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:

@@ -118,7 +118,7 @@ def test_what_is_not_fused_is_composed_in_bounded_chunks(name: str, monkeypatch:
     decoder = TinyDecoder(12 if case.get("reduce") == "concat" else 4, **choices).double()
     planes = random_planes(1, 4, 6, dtype=torch.float64).requires_grad_()
     if name not in ("midpoint", "importance"):
-        assert not covers(planes.float(), None, 60, decoder.choices, case.get("reduce", "sum"), "left", False)
+        assert not covers(planes.float(), None, 60, decoder.choices, case.get("reduce", "sum"), "left")
     origins = 3 * nn.functional.normalize(random_tensor(1, 60, 3, dtype=torch.float64), dim=-1)
     sizes: list[int] = []
 

@@ -271,7 +271,7 @@ def test_the_registered_operator_passes_opcheck_on_the_fused_path() -> None:
     parameters = [p.detach().clone().requires_grad_() for p in decoder.parameters()]
     torch.library.opcheck(torch.ops.rodin_kernels.render_triplane.default, (
         *tensors, None, None, None, parameters, decoder.text, "xy,zx,yz", "sum", False, "zeros", 2, "left", "world",
-        0.1, True, True, 0, "triton", 0), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+        0.1, True, False, 0, "triton", 0), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
 
 
 def test_all_of_the_above_under_the_interpreter() -> None:

@@ -85,7 +85,7 @@ def test_every_preset_takes_a_step(name: str) -> None:
             assert all(p.grad is not None for p in net.parameters())
 
 
-@pytest.mark.parametrize(("name", "millions"), [("mini", (4, 6)), ("rodin", (290, 370)), ("rodinhd", (300, 380))])
+@pytest.mark.parametrize(("name", "millions"), [("mini", (1, 2)), ("rodin", (290, 370)), ("rodinhd", (300, 380))])
 def test_presets_have_the_published_sizes(name: str, millions: tuple[int, int]) -> None:
     with torch.device("meta"):
         size = sum(p.numel() for p in TriplaneUNet(PRESETS[name].base).parameters()) / 1e6
