@@ -95,6 +95,7 @@ def section(golden: dict[str, Any]) -> str:
     """Both parts with the words that they need."""
     assumed = "; ".join(f"{gpu.name} {gpu.flops * COMPUTE_SHARE / 1e12:.0f} TFLOP/s, "
                         f"{gpu.bandwidth * MEMORY_SHARE / 1e12:.2f} TB/s" for gpu in GPUS)
+    versions = ", ".join(f"{version} ({operator})" for operator, version in sorted(golden["triton"].items()))
     return "\n".join([
         "## Predicted times", "",
         "**Predictions, not measurements: no GPU has run these.** Each is the forward's time + the backward's that "
@@ -103,7 +104,7 @@ def section(golden: dict[str, Any]) -> str:
         "Launches, random access and everything else that a kernel does besides are left out, so a real kernel takes "
         "longer; what a GPU needed stands in the benchmarks, with the fraction of its measured ceilings.", "",
         predicted(), "", "## What the kernels became", "",
-        f"Compiled by Triton {golden['triton']} without a GPU and read from the machine code by "
+        f"Compiled by Triton {versions} without a GPU and read from the machine code by "
         "`python -m rodin_kernels.inspect`. Spills are bytes a thread (registers on AMD); loads, stores and atomics "
         "are instructions on global memory with their width; occupancy is the share of a multiprocessor's warps that "
         "fit at once.",

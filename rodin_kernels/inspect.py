@@ -75,8 +75,8 @@ def worse(before: Mapping[str, Any], now: Mapping[str, Any], *, same_compiler: b
 
 
 def golden() -> dict[str, Any]:
-    """The golden file: Triton's version, then by operator, case and architecture what was seen."""
-    return dict(json.loads(GOLDEN.read_text(encoding="utf-8"))) if GOLDEN.is_file() else {"triton": "", "kernels": {}}
+    """The golden file: by operator the version of Triton, then by operator, case and architecture what was seen."""
+    return dict(json.loads(GOLDEN.read_text(encoding="utf-8"))) if GOLDEN.is_file() else {"triton": {}, "kernels": {}}
 
 
 def inspect(operators: Sequence[str], archs: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -98,7 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="keep what is seen as the new golden file")
     options = parser.parse_args(arguments)
     before = golden()
-    same = before["triton"] == triton.__version__
     seen: dict[str, Any] = {}
     complaints = []
     print(f"{'case':52} {'arch':7} regs spill shared  occ  tensor / loads / stores / atomics (count x bits)")
@@ -107,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_line(case, arch, now), flush=True)
         old = before["kernels"].get(operator, {}).get(case, {}).get(arch)
         if old:
+            same = before["triton"].get(operator) == triton.__version__
             complaints += [f"{operator} {case} {arch}: {what}" for what in worse(old, now, same_compiler=same)]
     if options.write:
         # read again: compiling takes minutes, and another operator may have been written meanwhile
@@ -128,13 +128,13 @@ def _line(case: str, arch: str, now: Mapping[str, Any]) -> str:
 
 def _write(before: Mapping[str, Any], seen: Mapping[str, Any], version: str, *, whole: bool) -> None:
     """Merge what was seen into the golden file; an operator that was seen on every architecture is replaced."""
-    kernels = dict(before["kernels"])
+    kernels, versions = dict(before["kernels"]), {**before["triton"], **dict.fromkeys(seen, version)}
     for operator, found in seen.items():
         merged = {} if whole else dict(kernels.get(operator, {}))
         for case, by_arch in found.items():
             merged[case] = {**merged.get(case, {}), **by_arch}
         kernels[operator] = merged
-    lines = [f'{{"triton": {json.dumps(version)},', '"kernels": {']
+    lines = [f'{{"triton": {json.dumps(versions)},', '"kernels": {']
     for index, (operator, found) in enumerate(sorted(kernels.items())):
         lines.append(f"{json.dumps(operator)}: {{")
         rows = [f"{json.dumps(case)}: {{\n" + ",\n".join(

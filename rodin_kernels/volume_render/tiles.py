@@ -77,7 +77,10 @@ def forward_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
 
     Chosen by registers, of which none spills.
     """
-    if itemsize == 4 or max(widths.hidden, widths.features) > 64:
+    wide = max(widths.hidden, widths.features) > 64
+    if wide and itemsize == 2 and arch == "sm_100":
+        return Tile(64, 8)
+    if itemsize == 4 or wide:
         return Tile(32, 4 if arch == "gfx942" else 8)
     return Tile(64, 8 if arch == "sm_80" and widths.narrow else 4)
 

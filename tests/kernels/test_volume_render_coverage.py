@@ -114,6 +114,7 @@ def test_every_tile_that_a_launch_may_choose_is_a_case() -> None:
     pytest.importorskip("triton")
     from rodin_kernels.aot import ARCHS
     from rodin_kernels.volume_render.cases import cases
+    from rodin_kernels.volume_render.coverage import fits_gradient
     from rodin_kernels.volume_render.tiles import Tile, Widths, forward_tile, launches, normals_tile
 
     found = cases()
@@ -135,7 +136,7 @@ def test_every_tile_that_a_launch_may_choose_is_a_case() -> None:
                 assert asked(arch, "forward_kernel", forward_tile(arch, size, widths), size, False)
                 if size == 2 and max(widths.features, widths.hidden) <= 64:
                     assert asked(arch, "forward_kernel", normals_tile(arch, widths), size, True)
-                if widths.features > 64 or (size == 4 and not widths.narrow):
+                if widths.features > 64 or (size == 4 and not widths.narrow) or not fits_gradient(arch, widths):
                     continue
                 for launch in launches(arch, size, widths, True, True, True):
                     assert asked(arch, "backward_kernel", launch.tile, size), (widths, launch)
