@@ -67,7 +67,9 @@ def evaluate_edits(sampler: Sampler, reader: AttributeReader, avatars: Sequence[
         pools = [pool + count for pool, count in zip(pools, counts, strict=True)]
         metrics[text] = _figures(*counts)
         lines.append(f"  {text:16s} reached {counts[0].shown} of {counts[0].named}, others kept {counts[1].rate:.1%}")
-        rows.append(_row(f"edit \"{text}\": target reached", counts[0], counts[2]))
+        # all may wear sunglasses already
+        if counts[0].named:
+            rows.append(_row(f"edit \"{text}\": target reached", counts[0], counts[2]))
     metrics["all"] = _figures(*pools)
     lines.append(f"  {'all':16s} reached {pools[0].rate:.1%} (true pictures {pools[2].rate:.1%}), "
                  f"others kept {pools[1].rate:.1%} (true pictures {pools[3].rate:.1%})")

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
     if args.planes:
         shown = known_avatars(args.data[:1]) + imagined_avatars(args.imagined_seed, args.imagined)
-        write_planes(Path(args.planes), trainer.average, shown)
+        write_planes(Path(args.planes), AmortizedPlanes.from_folder(Path(args.output) / "model"), shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

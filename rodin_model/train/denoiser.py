@@ -20,11 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rodin_model import checkpoints
+from rodin_model.amortized import AmortizedPlanes
 from rodin_model.diffusion import TriplaneDiffusion
 from rodin_model.principal import PrincipalDenoiser
 from rodin_model.train.resume import load_training, log_stats, make_optimizer, save_training
 
-Denoiser = TriplaneDiffusion | PrincipalDenoiser
+#: What can be trained: it saves itself into a folder.
+Denoiser = TriplaneDiffusion | PrincipalDenoiser | AmortizedPlanes
 
 
 @dataclass(frozen=True)

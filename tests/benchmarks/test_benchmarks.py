@@ -241,7 +241,8 @@ def test_the_kernels_page_calls_predictions_by_their_name(tmp_path: Path) -> Non
     facts = {"registers": 40, "spills": 0, "shared": 1024, "occupancy": 0.5, "tensor": {"HGMMA": 4},
              "loads": {"128": 8}, "stores": {"128": 2}, "atomics": {}}
     golden = tmp_path / "inspection.json"
-    golden.write_text(json.dumps({"triton": {"rollout_conv": "3"}, "kernels": {"rollout_conv": {"own": {"sm_90": facts}}}}))
+    golden.write_text(json.dumps({"triton": {"rollout_conv": "3"},
+                                  "kernels": {"rollout_conv": {"own": {"sm_90": facts}}}}))
     page = tmp_path / "docs" / "kernels.md"
     predictions.write(page, golden)
     predictions.write(page, golden)
