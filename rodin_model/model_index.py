@@ -34,7 +34,7 @@ class ModelIndex:
     guidance_stop: float = 1.0
     upsampler_steps: int = 8
     edit_strength: float = 1.0
-    edit_emphasis: float = 2.0
+    edit_emphasis: float = 1.0
     candidates: int = 1
     refiner: bool = False
 
