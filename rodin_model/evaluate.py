@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rodin_model import checkpoints, sheets
-from rodin_model.evaluation import table
+from rodin_model.evaluation import consistency, table
 from rodin_model.evaluation.costs import evaluate_costs
 from rodin_model.evaluation.edits import evaluate_edits
 from rodin_model.evaluation.faces import evaluate_portraits, evaluate_sides
@@ -44,8 +42,6 @@ from rodin_model.pipeline import RodinPipeline
 from rodin_model.provenance import Mark
 from rodin_model.reader import SHIPPED, AttributeReader
 
-#: What compares views of one avatar; a package without it leaves that part out.
-CONSISTENCY = "rodin_model.evaluation.consistency"
 #: The file of figures that the command writes.
 RESULTS = "evaluation.json"
 
@@ -120,7 +116,6 @@ class Evaluation:
 
     def views(self) -> Section:
         """Whether pictures of one avatar agree from view to view, beside true pictures."""
-        consistency = importlib.import_module(CONSISTENCY)
         count = min(4, self.options.edited, self.options.count)
         made = [consistency.avatar_consistency(a) for a in self.sampler.avatars(range(count))]
         true = [consistency.true_consistency(a) for a in self.avatars[:count]]
@@ -147,8 +142,7 @@ def wanted(only: str | None, options: Options) -> list[str]:
             raise ValueError(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
         return [name for name in PARTS if name in names]
     empty = {"fit": not options.fits, "edits": not options.edited, "sentence": not options.alike,
-             "distance": options.count < 2,
-             "views": importlib.util.find_spec(CONSISTENCY) is None}
+             "distance": options.count < 2}
     return [name for name in PARTS if not empty.get(name, False)]
 
 
