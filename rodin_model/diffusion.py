@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .checkpoints import load_component, read_config, save_component
 from .config import LATENT_SIZE, DiffusionConfig, NoiseConfig, PrincipalConfig, UNetConfig, from_dict, to_dict
-from .noise import alpha_bars, make_scheduler
+from .noise import alpha_bars, beside, make_scheduler
 from .principal import PrincipalDenoiser
 from .unet import TriplaneUNet
 from .variational import variational_bound
@@ -114,9 +114,9 @@ class TriplaneDiffusion(nn.Module):
         is learned, the variational bound is added to the simple loss (Improved DDPM, eq. 16).
         """
         batch = clean.shape[0]
-        t = torch.randint(self.noise.steps, (batch,), generator=generator).to(clean.device)
-        eps = torch.randn(clean.shape, generator=generator).to(clean)
-        keep = (torch.rand(batch, 1, generator=generator) >= self.noise.condition_drop).to(clean)
+        t = torch.randint(self.noise.steps, (batch,), **beside(generator)).to(clean.device)
+        eps = torch.randn(clean.shape, **beside(generator)).to(clean)
+        keep = (torch.rand(batch, 1, **beside(generator)) >= self.noise.condition_drop).to(clean)
         noisy = self.add_noise(clean, eps, t)
         output = self.predict(noisy, t, z * keep, cond).float()
         prediction = output[:, :, :self.channels]

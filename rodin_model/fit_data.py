@@ -64,28 +64,35 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
-def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]], far_share: float = 0.25,
+def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]] | torch.Generator, far_share: float = 0.25,
                 face_share: float = 0.0) -> Cloud:
     """`count` points of each avatar, drawn with replacement by that avatar's key; colours become float in [0, 1].
 
     A share of `far_share` is drawn among the points further than `FAR` from the surface, one of `face_share` among the
-    others inside `FACE`, the rest among all others.
+    others inside `FACE`, the rest among all others. One generator in place of the keys, on the cloud's device, draws
+    for all avatars at once, which keeps a GPU busy.
     """
-    device, index = cloud.points.device, []
-    for row, key in enumerate(keys):
-        near = cloud.distance[row].abs() <= FAR
-        where = [near.logical_not(), near]
-        if face_share:
-            where.insert(1, near & _in_face(cloud.points[row]))
-        pools = [pool if len(pool) else torch.arange(len(near), device=device)
-                 for pool in (mask.nonzero()[:, 0] for mask in where)]
-        drawn = torch.rand(count, generator=generator(*key), dtype=torch.float64).to(device)
-        ends = [0, int(count * far_share), *([int(count * (far_share + face_share))] if face_share else []), count]
-        index.append(torch.cat([pool[(drawn[a:b] * len(pool)).long()]
-                                for pool, a, b in zip(pools, ends[:-1], ends[1:], strict=True)]))
-    chosen, rows = torch.stack(index), torch.arange(len(keys), device=device)[:, None]
+    near = cloud.distance.abs() <= FAR
+    masks = [near.logical_not(), near]
+    ends = [0, int(count * far_share), count]
+    if face_share:
+        masks.insert(1, near & _in_face(cloud.points))
+        ends.insert(2, int(count * (far_share + face_share)))
+    if isinstance(keys, torch.Generator):
+        drawn = torch.rand(len(near), count, generator=keys, dtype=torch.float64, device=keys.device)
+    else:
+        drawn = torch.stack([torch.rand(count, generator=generator(*key), dtype=torch.float64) for key in keys])
+    drawn = drawn.to(near.device)
+    chosen = torch.cat([_among(mask, drawn[:, a:b]) for mask, a, b in zip(masks, ends[:-1], ends[1:], strict=True)], 1)
+    rows = torch.arange(len(near), device=near.device)[:, None]
     return Cloud(cloud.points[rows, chosen].float(), cloud.distance[rows, chosen].float(),
                  cloud.color[rows, chosen].float() / 255)
+
+
+def _among(mask: Tensor, u: Tensor) -> Tensor:
+    """For every u [A, P] in [0, 1) the place of a true entry of mask [A, N], or of any entry if none is true."""
+    places = (mask | ~mask.any(1, keepdim=True)).cumsum(1, dtype=torch.int32)
+    return torch.searchsorted(places, (u * places[:, -1:]).int() + 1)
 
 
 def _in_face(points: Tensor) -> Tensor:
@@ -93,17 +100,32 @@ def _in_face(points: Tensor) -> Tensor:
     return ((points >= low) & (points <= high)).all(-1)
 
 
+def read_shard(path: str | Path) -> tuple[Cloud, Views]:
+    """Points and pictures, on white, of all avatars in one file of a data set, in the types they are stored in."""
+    tensors, _ = checkpoints.load_tensors(path)
+    images = tensors["images"]
+    # colours are premultiplied: white shows through by what opacity leaves, and rounding must not carry it beyond 255
+    rgb = images[..., :3] + (255 - images[..., 3:]).minimum(255 - images[..., :3])
+    return (Cloud(tensors["points"], tensors["distance"], tensors["color"]),
+            Views(rgb, images[..., 3], tensors["depth"], tensors["cam2world"], tensors["intrinsics"]))
+
+
+def load_views(folder: str | Path) -> Views:
+    """The pictures of all avatars of a data set; FileNotFoundError for none."""
+    return Views(*(torch.cat(part) for part in zip(*(read_shard(p)[1] for p in _shards(folder)), strict=True)))
+
+
+def _shards(folder: str | Path) -> list[Path]:
+    shards = sorted(Path(folder).glob("shard-*.safetensors"))
+    if not shards:
+        raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
+                                "make some with python -m rodin_model.avatars.dataset")
+    return shards
+
+
 def load_clouds(folders: Sequence[str | Path]) -> Cloud:
     """The points of all avatars of some data sets, in the types they are stored in; FileNotFoundError for none."""
-    clouds = []
-    for folder in folders:
-        shards = sorted(Path(folder).glob("shard-*.safetensors"))
-        if not shards:
-            raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
-                                    "make some with python -m rodin_model.avatars.dataset")
-        for shard in shards:
-            tensors, _ = checkpoints.load_tensors(shard)
-            clouds.append(Cloud(tensors["points"], tensors["distance"], tensors["color"]))
+    clouds = [read_shard(shard)[0] for folder in folders for shard in _shards(folder)]
     return Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
 
 
@@ -114,24 +136,19 @@ def ray_depths(views: Views) -> Tensor:
     return torch.where(depth > 0, depth, wide)
 
 
-def draw_rays(views: Views, depths: Tensor, count: int, samples: int, keys: Sequence[tuple[int, ...]]) -> Rays:
+def draw_rays(views: Views, depths: Tensor, count: int, samples: int,
+              keys: Sequence[tuple[int, ...]] | torch.Generator) -> Rays:
     """`count` rays of each avatar by its key, three quarters of them through or beside the avatar.
 
     Where the depth is known (`ray_depths`), two thirds of the samples lie within +- 0.08 of it and the rest between
-    near and it; other rays are sampled evenly. All samples are jittered in their bins and sorted.
+    near and it; other rays are sampled evenly. All samples are jittered in their bins and sorted. One generator in
+    place of the keys draws for all avatars at once.
     """
     a, v, h, w = views.alpha.shape
     device = views.rgb.device
-    pick, noise = [], []
-    for row, key in enumerate(keys):
-        random = generator(*key)
-        hits = (depths[row].reshape(-1) > 0).nonzero()[:, 0].cpu()
-        any_pixel = torch.randint(v * h * w, (count,), generator=random)
-        hit = (torch.rand(count, generator=random) * len(hits)).long().clamp_max(max(len(hits) - 1, 0))
-        chosen = torch.where(torch.arange(count) < count * 3 // 4, hits[hit] if len(hits) else any_pixel, any_pixel)
-        pick.append(chosen)
-        noise.append(torch.rand(count, samples, generator=random))
-    index, u = torch.stack(pick).to(device), torch.stack(noise).to(device)
+    any_pixel, hit, u = (part.to(device) for part in _ray_randomness(keys, a, v * h * w, count, samples))
+    hits = depths.reshape(a, -1) > 0
+    index = torch.where(torch.arange(count, device=device) < count * 3 // 4, _among(hits, hit), any_pixel)
     rows = torch.arange(a, device=device)[:, None]
     view, pixel = index // (h * w), index % (h * w)
     matrix, lens = views.cam2world[rows, view], views.intrinsics[rows, view]
@@ -143,6 +160,21 @@ def draw_rays(views: Views, depths: Tensor, count: int, samples: int, keys: Sequ
     t = _ray_samples(depths.reshape(a, -1)[rows, index], near, far, u)
     return Rays(origins, directions, t, views.rgb.reshape(a, -1, 3)[rows, index].float() / 255,
                 views.alpha.reshape(a, -1)[rows, index].float() / 255)
+
+
+def _ray_randomness(keys: Sequence[tuple[int, ...]] | torch.Generator, avatars: int, pixels: int, count: int,
+                    samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Any pixel [A, count], a uniform number [A, count] that will choose one with a depth, and jitter [A, count, S]."""
+    if isinstance(keys, torch.Generator):
+        shape, on = (avatars, count), {"generator": keys, "device": keys.device}
+        return (torch.randint(pixels, shape, **on), torch.rand(shape, **on), torch.rand(*shape, samples, **on))
+    parts = []
+    for key in keys:
+        random = generator(*key)
+        parts.append((torch.randint(pixels, (count,), generator=random), torch.rand(count, generator=random),
+                      torch.rand(count, samples, generator=random)))
+    any_pixel, hit, jitter = (torch.stack(column) for column in zip(*parts, strict=True))
+    return any_pixel, hit, jitter
 
 
 def _ray_samples(depth: Tensor, near: Tensor, far: Tensor, u: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rodin_model import checkpoints
-from rodin_model.noise import scheduler_of
+from rodin_model.noise import beside, scheduler_of
 from rodin_model.towers import LATENT_SIZE
 
 _STEPS = 1000
@@ -88,9 +88,9 @@ class LatentPrior(nn.Module):
         z and text_z are [B, 512] of unit length; the loss is a scalar, differentiable in the weights.
         """
         clean = (z - self.mean) / self.std
-        t = torch.randint(_STEPS, (len(z),), generator=generator).to(z.device)
-        noise = torch.randn(z.shape, generator=generator).to(z)
-        keep = (torch.rand(len(z), generator=generator) >= drop).to(z.device)
+        t = torch.randint(_STEPS, (len(z),), **beside(generator)).to(z.device)
+        noise = torch.randn(z.shape, **beside(generator)).to(z)
+        keep = (torch.rand(len(z), **beside(generator)) >= drop).to(z.device)
         bar = self.bars[t][:, None]
         predicted = self(bar.sqrt() * clean + (1 - bar).sqrt() * noise, t, text_z, keep)
         weight = (bar / (1 - bar)).clamp(max=5.0) / 5.0 + 0.05

@@ -26,6 +26,11 @@ def alpha_bars(noise: NoiseConfig) -> Tensor:
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
 
 
+def beside(generator: torch.Generator | None) -> dict[str, Any]:
+    """Keyword arguments that let torch draw from `generator` where that lives: on a GPU nothing has to be carried."""
+    return {"generator": generator, "device": None if generator is None else generator.device}
+
+
 def make_scheduler(noise: NoiseConfig, kind: str = "dpm++") -> Any:
     """A fresh diffusers scheduler on this process: "dpm++" (DPM-Solver++ 2M, trailing steps) or "ddpm" (ancestral)."""
     return scheduler_of(alpha_bars(noise), noise.prediction, kind, learn_variance=noise.learn_variance)

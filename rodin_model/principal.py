@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .checkpoints import load_component, read_config, save_component
 from .config import LATENT_SIZE, NoiseConfig, PrincipalConfig, from_dict, to_dict
 from .layers import enlarge, fold, timestep_embedding, zeroed
-from .noise import alpha_bars
+from .noise import alpha_bars, beside
 
 
 def principal_components(planes: Tensor, config: PrincipalConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,9 +132,9 @@ class PrincipalDenoiser(nn.Module):
         clean [B, K] are numbers of clean planes, z [B, 512] latents, dropped with probability `condition_drop`.
         """
         batch = len(clean)
-        t = torch.randint(self.noise.steps, (batch,), generator=generator).to(clean.device)
-        eps = torch.randn(clean.shape, generator=generator).to(clean)
-        keep = (torch.rand(batch, 1, generator=generator) >= self.noise.condition_drop).to(clean)
+        t = torch.randint(self.noise.steps, (batch,), **beside(generator)).to(clean.device)
+        eps = torch.randn(clean.shape, **beside(generator)).to(clean)
+        keep = (torch.rand(batch, 1, **beside(generator)) >= self.noise.condition_drop).to(clean)
         bar = self.bars[t][:, None]
         estimate, _, scale = self.denoise(bar.sqrt() * clean + (1 - bar).sqrt() * eps, t, z * keep)
         error = ((estimate - clean) / scale).square()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .diffusion import Progress, TriplaneDiffusion
 from .layers import enlarge
+from .noise import beside
 
 
 def degrade(coarse: Tensor, generator: torch.Generator | None = None, *, strength: float = 1.0) -> Tensor:
@@ -25,14 +26,14 @@ def degrade(coarse: Tensor, generator: torch.Generator | None = None, *, strengt
     """
     size = coarse.shape[-1]
     out = []
-    for sample in coarse:
-        u = torch.rand(5, generator=generator).tolist()
+    chance = torch.rand(len(coarse), 5, **beside(generator)).tolist()
+    for sample, u in zip(coarse, chance, strict=True):
         if u[0] < 0.5:
             sample = gaussian_blur(sample, 0.8 * strength * u[1])
         if u[2] < 1 / 3:
             small = max(4, round(size * (1 - 0.5 * strength * u[3])))
             sample = enlarge(F.interpolate(sample, (small, small), mode="area")[None], size)[0]
-        noise = torch.randn(sample.shape, generator=generator).to(sample)
+        noise = torch.randn(sample.shape, **beside(generator)).to(sample)
         out.append(sample + 0.25 * strength * u[4] * noise)
     return torch.stack(out)
 

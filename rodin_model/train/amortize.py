@@ -8,6 +8,7 @@ avatars without pictures or points (`--imagined`). Resumable; `--planes` then wr
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from rodin_kernels import TinyDecoder
 from rodin_model import checkpoints
 from rodin_model.amortized import AmortizedPlanes
-from rodin_model.avatars.attributes import VECTOR_SIZE, Attributes
+from rodin_model.avatars.attributes import SHAPE, VECTOR_SIZE, Attributes
 from rodin_model.avatars.dataset import AvatarDataset, imagined_avatars
 from rodin_model.config import PRESETS, AmortizedConfig
 from rodin_model.decoder import load_decoder
@@ -29,10 +30,21 @@ from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, step_r
 from rodin_model.train.fit import SHARD, planes_file
 from rodin_model.train.resume import add_imagined, add_settings, settings_of
 
+#: Frequencies of the waves that a description holds for each of SHAPE, in half periods from -2 to 2.
+WAVES = (1, 2, 4)
+#: Length of a row of `descriptions`.
+DESCRIPTION_SIZE = VECTOR_SIZE + 2 * len(WAVES) * len(SHAPE)
+
 
 def descriptions(avatars: Sequence[Attributes]) -> Tensor:
-    """`Attributes.vector` of each avatar as float32 [N, VECTOR_SIZE]."""
-    return torch.tensor([avatar.vector() for avatar in avatars], dtype=torch.float32)
+    """What the function is told of each avatar, float32 [N, DESCRIPTION_SIZE].
+
+    `Attributes.vector`, then sin(k pi v / 4) and cos(k pi v / 4) of every number v of SHAPE for k in `WAVES`: colours
+    of accessories are looked up by such a number, which a smooth network finds hard.
+    """
+    vector = torch.tensor([avatar.vector() for avatar in avatars], dtype=torch.float32)
+    angles = torch.cat([vector[:, -len(SHAPE):] * (k * math.pi / 4) for k in WAVES], 1)
+    return torch.cat([vector, angles.sin(), angles.cos()], 1)
 
 
 def known_avatars(folders: Sequence[str]) -> list[Attributes]:
@@ -41,7 +53,10 @@ def known_avatars(folders: Sequence[str]) -> list[Attributes]:
 
 
 class AmortizedLosses:
-    """The fit's own losses (`rodin_model.fit`) on the planes of a batch of avatars drawn from (seed, step)."""
+    """The fit's own losses (`rodin_model.fit`) on the planes of a batch of avatars drawn from (seed, step).
+
+    Where cloud and descriptions lie on a GPU, so do all draws.
+    """
 
     def __init__(self, cloud: Cloud, known: Tensor, decoder: TinyDecoder, config: FitConfig, points: int,
                  settings: DenoiserSettings) -> None:
@@ -50,11 +65,13 @@ class AmortizedLosses:
 
     def __call__(self, model: AmortizedPlanes, step: int) -> dict[str, Tensor]:
         seed, device = self.settings.seed, model.mean.device
-        rows = step_randomness(seed, step)[0].integers(0, len(self.known), self.settings.batch)
-        some = Cloud(*(part[torch.from_numpy(rows)] for part in self.cloud))
-        drawn = draw_points(some, self.points, [(seed, int(row), step) for row in rows], far_share=0.35)
+        rng, generator = step_randomness(seed, step, self.known.device)
+        rows = rng.integers(0, len(self.known), self.settings.batch)
+        index = torch.from_numpy(rows).to(self.known.device)
+        keys = generator if generator.device.type == "cuda" else [(seed, int(row), step) for row in rows]
+        drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, far_share=0.35)
         drawn = Cloud(*(part.to(device) for part in drawn))
-        planes = model(self.known[torch.from_numpy(rows)].to(device))
+        planes = model(self.known[index].to(device))
         losses = self.config.losses
         return {"points": point_loss(*decode_points(planes, drawn.points, self.decoder, self.config), drawn,
                                      losses).mean(),
@@ -78,15 +95,18 @@ def run(args: argparse.Namespace) -> None:
     decoder, mean, _ = load_decoder(args.decoder, args.device)
     config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
     torch.manual_seed(settings.seed)
-    model = AmortizedPlanes(AmortizedConfig(VECTOR_SIZE, preset.planes.coarse_resolution, preset.planes.channels))
+    model = AmortizedPlanes(AmortizedConfig(DESCRIPTION_SIZE, preset.planes.coarse_resolution, preset.planes.channels,
+                                            args.width, args.blocks))
     model.mean.copy_(coarse_start(mean, preset.planes.coarse_resolution))
-    losses = AmortizedLosses(cloud, descriptions(avatars), decoder, config, args.points, settings)
-    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
+    known, cloud = descriptions(avatars).to(args.device), Cloud(*(part.to(args.device) for part in cloud))
+    losses = AmortizedLosses(cloud, known, decoder, config, args.points, settings)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
     trainer.run(args.until, save_every=args.save_every)
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
     if args.planes:
         shown = known_avatars(args.data[:1]) + imagined_avatars(args.imagined_seed, args.imagined)
-        write_planes(Path(args.planes), AmortizedPlanes.from_folder(Path(args.output) / "model"), shown)
+        model = AmortizedPlanes.from_folder(Path(args.output) / "model").to(args.device)
+        write_planes(Path(args.planes), model, shown)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,10 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
     parser.add_argument("--output", required=True)
     parser.add_argument("--points", type=int, default=2048, help="points of each avatar in a step")
+    parser.add_argument("--width", type=int, default=AmortizedConfig.width, help="of the function's hidden layers")
+    parser.add_argument("--blocks", type=int, default=AmortizedConfig.blocks, help="of two layers each")
     parser.add_argument("--planes", help="folder for the planes of the first data set, as fit coarse writes them")
     add_imagined(parser)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
     parser.add_argument("--save-every", type=int, default=1000)
     add_settings(parser, DenoiserSettings)
     parser.set_defaults(batch=32, steps=10000, learning_rate=1e-3, cooldown=0.6, ema=0.998, precision="fp32")

@@ -29,10 +29,10 @@ class BaseLosses:
         self.planes, self.avatars, self.latents, self.settings = planes, avatars, latents, settings
 
     def __call__(self, model: TriplaneDiffusion, step: int) -> dict[str, Tensor]:
-        rng, generator = step_randomness(self.settings.seed, step)
+        rng, generator = step_randomness(self.settings.seed, step, model.mean.device)
         rows = rng.integers(0, len(self.planes), self.settings.batch)
         z = self.latents.draw([self.avatars[i] for i in rows], rng, self.settings.text_share)
-        clean = model.normalize(self.planes[torch.from_numpy(rows)].to(model.mean))
+        clean = model.normalize(self.planes[torch.from_numpy(rows).to(self.planes.device)].to(model.mean))
         return {"loss": model.training_loss(clean, z.to(model.mean), generator)[0]}
 
 
@@ -46,6 +46,7 @@ def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
     parser.add_argument("--save-every", type=int, default=500)
     add_settings(parser, DenoiserSettings)
     return parser
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     if (preset.principal is None) != (args.principal is None):
         raise ValueError(f"the preset {args.preset} needs {'no --principal' if args.principal else '--principal'}")
     planes, avatars = all_planes(args.coarse)
+    planes = planes.to(args.device)
     torch.manual_seed(settings.seed)
     model = BaseDiffusion(preset.base, preset.base_noise, preset.planes.channels, preset.principal)
     model.set_statistics(*statistics(planes))
@@ -65,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
         model.principal.requires_grad_(False)
     if args.init:
         model.unet.load_state_dict(BaseDiffusion.from_folder(args.init).unet.state_dict())
-    latents = Latents.load(args.latents)
-    trainer = DenoiserTrainer(args.output, model, settings, BaseLosses(planes, avatars, latents, settings), args.device)
+    losses = BaseLosses(planes, avatars, Latents.load(args.latents).to(args.device), settings)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
     trainer.run(args.until, save_every=args.save_every)
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
 

@@ -23,6 +23,7 @@ from rodin_model import checkpoints
 from rodin_model.amortized import AmortizedPlanes
 from rodin_model.diffusion import TriplaneDiffusion
 from rodin_model.principal import PrincipalDenoiser
+from rodin_model.train.pace import Pace
 from rodin_model.train.resume import load_training, log_stats, make_optimizer, save_training
 
 #: What can be trained: it saves itself into a folder.
@@ -50,18 +51,26 @@ class DenoiserSettings:
     seed: int = 0
 
 
-def rate(step: int, settings: DenoiserSettings) -> float:
-    """Learning rate: linear warm-up, constant, and a linear fall to 0 over the last `cooldown` of all steps."""
+def rate(step: int, settings: DenoiserSettings, progress: float | None = None) -> float:
+    """Learning rate: linear warm-up, constant, and a linear fall to 0 over the last `cooldown` of the way.
+
+    `progress` in [0, 1] is how much of the way is gone; without it, the share of the steps.
+    """
+    gone = step / settings.steps if progress is None else progress
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    fall = min(1.0, (settings.steps - step) / max(1.0, settings.cooldown * settings.steps))
+    fall = min(1.0, (1 - gone) / settings.cooldown) if settings.cooldown else 1.0
     return settings.learning_rate * rise * fall
 
 
-def step_randomness(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random numbers of one step on this rank: from (seed, rank, step) alone, so a resumed run repeats them."""
+def step_randomness(seed: int, step: int,
+                    device: torch.device | str = "cpu") -> tuple[np.random.Generator, torch.Generator]:
+    """The random numbers of one step on this rank: from (seed, rank, step) alone, so a resumed run repeats them.
+
+    The second generator draws on `device`; that of a GPU draws other numbers than that of a CPU.
+    """
     words = [seed, int(os.environ.get("RANK", "0")), step]
     rng = np.random.default_rng(words)
-    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
 
 
 def all_planes(folder: str | Path) -> tuple[Tensor, list[int]]:
@@ -75,9 +84,9 @@ def all_planes(folder: str | Path) -> tuple[Tensor, list[int]]:
 
 def statistics(planes: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Mean planes [3, C, R, R] and the deviation [3, C, 1, 1] from them, of planes [N, 3, C, R, R] in any dtype."""
-    mean = sum((part.double().sum(0) for part in planes.split(chunk)), torch.zeros(())) / len(planes)
-    squares = sum(((part.double() - mean) ** 2).sum(0) for part in planes.split(chunk))
-    return mean.float(), (squares / len(planes)).mean((-2, -1), keepdim=True).sqrt().float()  # type: ignore[union-attr]
+    mean = torch.stack([part.double().sum(0) for part in planes.split(chunk)]).sum(0) / len(planes)
+    squares = torch.stack([((part.double() - mean) ** 2).sum(0) for part in planes.split(chunk)]).sum(0)
+    return mean.float(), (squares / len(planes)).mean((-2, -1), keepdim=True).sqrt().float()
 
 
 class Objective(nn.Module):
@@ -97,7 +106,8 @@ class DenoiserTrainer:
 
     def __init__(self, output: str | Path, model: Denoiser, settings: DenoiserSettings,
                  losses: Callable[..., dict[str, Tensor]],
-                 device: str | torch.device = "cpu") -> None:
+                 device: str | torch.device = "cpu", minutes: float | None = None) -> None:
+        self.minutes, self.pace = minutes, Pace(settings.steps)
         self.output, self.settings, self.device = Path(output), settings, torch.device(device)
         self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.model = model.to(self.device)
@@ -112,11 +122,14 @@ class DenoiserTrainer:
     def _modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "average": self.average}
 
-    def train_step(self) -> dict[str, float]:
-        """One optimiser step and one step of the moving average (EMA with a warm-up); returns the losses."""
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimiser step and one step of the moving average (EMA with a warm-up).
+
+        Returns the losses, each [], where they were computed: who reads them waits for the device.
+        """
         settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step, settings)
+            group["lr"] = rate(self.step, settings, self.pace.progress(self.step))
         torch.manual_seed(int(step_randomness(settings.seed, self.step)[0].integers(2**62)))  # dropout draws from it
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             losses = self.objective(self.step)
@@ -128,7 +141,7 @@ class DenoiserTrainer:
         keep = min(settings.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
-        return {**{name: float(value.detach()) for name, value in losses.items()}, "gradient": float(norm)}
+        return {**{name: value.detach() for name, value in losses.items()}, "gradient": norm.detach()}
 
     def save(self) -> None:
         """Write the resume state and the averaged model, whole or not at all."""
@@ -138,17 +151,21 @@ class DenoiserTrainer:
             self.average.save(self.output / "model")
 
     def run(self, until: int | None = None, *, save_every: int = 500, log_every: int = 50) -> Denoiser:
-        """Train to step `until` (the end without it) and save; returns the averaged model."""
+        """Train to step `until` (the end without it) and save; returns the averaged model.
+
+        With `minutes` the run ends when they are over, and its learning rate follows the clock.
+        """
         until = self.settings.steps if until is None else min(until, self.settings.steps)
-        sums: dict[str, float] = {}
+        self.pace = Pace(self.settings.steps, self.minutes)
+        sums: dict[str, Tensor] = {}
         began = time.perf_counter()
         bar = tqdm(total=until, initial=self.step, disable=None if self.rank == 0 else True, desc="train")
-        while self.step < until:
+        while self.step < until and not self.pace.done(self.step):
             for name, value in self.train_step().items():
-                sums[name] = sums.get(name, 0.0) + value
+                sums[name] = sums[name] + value if name in sums else value
             bar.update()
             if self.step % log_every == 0 and self.rank == 0:
-                means = {name: value / log_every for name, value in sums.items()}
+                means = {name: float(value) / log_every for name, value in sums.items()}
                 log_stats(self.output / "stats.jsonl", self.step, {**means, "seconds": time.perf_counter() - began})
                 sums.clear()
             if self.step % save_every == 0 and self.step < until:

@@ -30,7 +30,7 @@ from ..cameras import Camera
 from ..config import PRESETS
 from ..decoder import TENSOR_FILE, load_decoder, save_decoder
 from ..fit import FitConfig, JointTrainer, coarse_start, conventions, enlarge, fine_start, fit_planes
-from ..fit_data import Cloud, Views
+from ..fit_data import Cloud, Views, read_shard
 from ..metrics import psnr, ssim
 from ..triplane import Avatar
 
@@ -42,12 +42,7 @@ SHARD = 16
 
 def load_shard(folder: Path, shard: int) -> tuple[Cloud, Views]:
     """Points and pictures of all avatars in one shard of the data set in `folder`."""
-    tensors, _ = checkpoints.load_tensors(folder / f"shard-{shard:05d}.safetensors")
-    cloud = Cloud(tensors["points"], tensors["distance"], tensors["color"])
-    images = tensors["images"].to(torch.int16)
-    rgb = (images[..., :3] + 255 - images[..., 3:]).clamp(0, 255).to(torch.uint8)
-    views = Views(rgb, tensors["images"][..., 3], tensors["depth"], tensors["cam2world"], tensors["intrinsics"])
-    return cloud, views
+    return read_shard(folder / f"shard-{shard:05d}.safetensors")
 
 
 def shards_of(folder: Path, first: int, count: int) -> list[int]:

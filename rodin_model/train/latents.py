@@ -16,12 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rodin_model import checkpoints
-from rodin_model.avatars.attributes import Attributes
-from rodin_model.avatars.captions import caption
-from rodin_model.avatars.dataset import imagined_avatars
-from rodin_model.conditioning import Conditioner
+from rodin_model.avatars.dataset import SEED_STEP, AvatarDataset
+from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.train.resume import add_imagined
-from rodin_model.train.towers import encode_sorted
+from rodin_model.train.words import encode_words
 
 
 class Latents:
@@ -44,6 +42,10 @@ class Latents:
             raise ValueError(f"{path} must hold pictures and words; it holds {', '.join(sorted(tensors))}")
         return cls(**tensors)
 
+    def to(self, device: torch.device | str) -> Latents:
+        """The same on a device; `draw` then gives rows there."""
+        return Latents(self.pictures.to(device), self.words.to(device))
+
     def rows(self, avatars: Sequence[int], count: int, rng: np.random.Generator, pictured: float = 0.0) -> np.ndarray:
         """`count` positions in `avatars`, a share `pictured` of them among those with pictures, the rest among all."""
         rows, seen = rng.integers(0, len(avatars), count), np.flatnonzero(np.asarray(avatars) < len(self.pictures))
@@ -57,51 +59,53 @@ class Latents:
 
         Half of the pictures are the frontal view 0; what has no pictures is always worded. [B, 512] float32.
         """
-        count, who = len(avatars), torch.as_tensor(avatars)
+        count, who = len(avatars), np.asarray(avatars)
         pictured = who < len(self.pictures)
         views = np.where(rng.random(count) < 0.5, 0, rng.integers(0, self.pictures.shape[1], count))
         captions = rng.integers(0, self.words.shape[1], count)
-        worded = torch.from_numpy(rng.random(count) < text_share) | ~pictured
-        seen, told = (source[rows, torch.from_numpy(which)].float()
-                      for source, rows, which in ((self.pictures, who * pictured, views), (self.words, who, captions)))
-        return torch.where(worded[:, None], told, seen)
+        worded = (rng.random(count) < text_share) | ~pictured
+        # one transfer for all that chooses
+        chosen = torch.from_numpy(np.stack([who * pictured, views, who, captions, worded])).to(self.words.device)
+        seen, told = self.pictures[chosen[0], chosen[1]].float(), self.words[chosen[2], chosen[3]].float()
+        return torch.where(chosen[4, :, None] > 0, told, seen)
 
 
 @torch.no_grad()
-def encode_data(data: str | Path, conditioner: Conditioner, views: int, captions: int, seed: int = 0,
-                more: Sequence[Attributes] = ()) -> Latents:
-    """z float16 of the first `views` views on white, and of `captions` captions, of every avatar of a data set.
+def encode_pictures(data: AvatarDataset, conditioner: Conditioner, views: int) -> Tensor:
+    """z float16 [N, views, 512] of the first `views` views, on white, of every avatar of a data set."""
+    return torch.stack([conditioner.encode_image(data.images(i)[:views].permute(0, 3, 1, 2)).half().cpu()
+                        for i in tqdm(range(len(data)), disable=None, desc="pictures")])
 
-    `more` avatars, of which there are no pictures, follow with their captions.
-    """
-    from rodin_model.avatars.dataset import AvatarDataset
 
-    dataset, rng = AvatarDataset(data), np.random.default_rng(seed)
-    pictures, words = [], []
-    for i in tqdm(range(len(dataset) + len(more)), disable=None, desc="latents"):
-        if i < len(dataset):
-            seen = dataset.images(i)[:views].permute(0, 3, 1, 2)
-            pictures.append(conditioner.encode_image(seen).half().cpu())
-        avatar = dataset.attributes(i) if i < len(dataset) else more[i - len(dataset)]
-        words.append(encode_sorted(conditioner, [caption(avatar, rng) for _ in range(captions)]).half().cpu())
-    return Latents(torch.stack(pictures), torch.stack(words))
+def encode_data(args: argparse.Namespace) -> Latents:
+    """What the arguments ask for: a data set's pictures, its captions, and those of avatars without pictures."""
+    data = AvatarDataset(args.data)
+    full = round(args.captions * args.full)
+    avatars = [*map(data.attributes, range(len(data))),
+               *(args.imagined_seed * SEED_STEP + number for number in range(args.imagined))]
+    words = encode_words(args.towers, avatars, (1.0,) * full + (None,) * (args.captions - full),
+                         device=args.device, workers=args.workers)
+    return Latents(encode_pictures(data, TowerConditioner.from_folder(args.towers).to(args.device), args.views), words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    from rodin_model.conditioning import TowerConditioner
-
     parser = argparse.ArgumentParser(prog="python -m rodin_model.train.latents", description=__doc__)
     parser.add_argument("--data", required=True, help="data set folder")
     parser.add_argument("--towers", required=True, help="folder of the trained towers")
     parser.add_argument("--output", required=True, help="safetensors file to write")
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--captions", type=int, default=32)
+    parser.add_argument("--full", type=float, default=0.0,
+                        help="share of the captions that name all that can be seen; the others name any part of it")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that write and read captions")
     add_imagined(parser)
     args = parser.parse_args(arguments)
     try:
-        latents = encode_data(args.data, TowerConditioner.from_folder(args.towers), args.views, args.captions,
-                              more=imagined_avatars(args.imagined_seed, args.imagined))
+        if not 0 <= args.full <= 1:
+            raise ValueError(f"--full is a share, from 0 to 1; got {args.full}")
+        latents = encode_data(args)
         checkpoints.save_tensors(args.output, {"pictures": latents.pictures, "words": latents.words})
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,10 +28,10 @@ class PrincipalLosses:
         self.numbers, self.avatars, self.latents, self.settings = numbers, avatars, latents, settings
 
     def __call__(self, model: PrincipalDenoiser, step: int) -> dict[str, Tensor]:
-        rng, generator = step_randomness(self.settings.seed, step)
+        rng, generator = step_randomness(self.settings.seed, step, model.basis.device)
         rows = self.latents.rows(self.avatars, self.settings.batch, rng, self.settings.pictured)
         z = self.latents.draw([self.avatars[i] for i in rows], rng, self.settings.text_share)
-        clean = self.numbers[torch.from_numpy(rows)].to(model.basis.device)
+        clean = self.numbers[torch.from_numpy(rows).to(self.numbers.device)].to(model.basis.device)
         return {"loss": model.training_loss(clean, z.to(clean), generator)}
 
 
@@ -45,14 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if preset.principal is None:
             raise ValueError(f"the preset {args.preset} has no principal components")
         planes, avatars = all_planes(args.coarse)
+        planes = planes.to(args.device)
         mean, std = statistics(planes)
         planes = (planes - mean) / std
         torch.manual_seed(settings.seed)
         model = PrincipalDenoiser(preset.principal, preset.base_noise, preset.planes.channels, planes.shape[-1])
         model.set_components(*principal_components(planes, preset.principal))
-        latents = Latents.load(args.latents)
-        losses = PrincipalLosses(model.numbers(planes), avatars, latents, settings)
-        trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
+        numbers = model.to(args.device).numbers(planes)
+        losses = PrincipalLosses(numbers, avatars, Latents.load(args.latents).to(args.device), settings)
+        del planes
+        trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
         trainer.run(args.until, save_every=args.save_every)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rodin_model import checkpoints
-from rodin_model.avatars.attributes import sample_attributes
 from rodin_model.avatars.captions import caption
+from rodin_model.avatars.dataset import SEED_STEP
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.latent_prior import LatentPrior
+from rodin_model.noise import beside
+from rodin_model.train.pace import Pace
 from rodin_model.train.resume import (
     add_settings,
     learning_rate,
@@ -37,6 +38,7 @@ from rodin_model.train.resume import (
     settings_of,
 )
 from rodin_model.train.towers import Pictures, augment, encode_sorted, on_background
+from rodin_model.train.words import encode_words
 
 #: Avatar i that only words are learnt from is drawn from this million plus i, far from training and held-out avatars.
 WORDS_SEED = 20
@@ -79,24 +81,15 @@ def collect_latents(conditioner: TowerConditioner, data: Sequence[str | Path], s
     return {"image": torch.cat(image).cpu(), "text": torch.cat(text).cpu()}
 
 
-@torch.no_grad()
-def collect_words(conditioner: TowerConditioner, settings: Settings) -> dict[str, Tensor]:
-    """{"image": [N, looks, 512], "text": [N, captions, 512]} of `settings.words` avatars, both of words.
+def collect_words(towers: str | Path, settings: Settings, device: str = "cpu", workers: int = 1) -> dict[str, Tensor]:
+    """{"image": [N, looks, 512], "text": [N, captions, 512]} of `settings.words` avatars, both of words, float16.
 
     In place of pictures stand captions that name everything; the others name a part.
     """
-    full, part = [], []
-    for i in tqdm(range(settings.words), desc="captions", disable=None):
-        attributes = sample_attributes(WORDS_SEED * 1_000_000 + i)
-        rng = np.random.default_rng([settings.seed, 0x30D5, i])
-        full += [caption(attributes, rng, full=1.0) for _ in range(settings.looks)]
-        part += [caption(attributes, rng, full=None) for _ in range(settings.captions)]
-
-    def encode(texts: list[str], each: int) -> Tensor:
-        parts = [encode_sorted(conditioner.towers, texts[i:i + 2048]) for i in range(0, len(texts), 2048)]
-        return torch.cat(parts).unflatten(0, (settings.words, each)).cpu()
-
-    return {"image": encode(full, settings.looks), "text": encode(part, settings.captions)}
+    kinds = (1.0,) * settings.looks + (None,) * settings.captions
+    z = encode_words(towers, [WORDS_SEED * SEED_STEP + i for i in range(settings.words)], kinds,
+                     seed=(settings.seed, 0x30D5), device=device, workers=workers)
+    return {"image": z[:, :settings.looks].contiguous(), "text": z[:, settings.looks:].contiguous()}
 
 
 class PriorTrainer:
@@ -106,15 +99,17 @@ class PriorTrainer:
     """
 
     def __init__(self, output: str | Path, settings: Settings, image: Tensor, text: Tensor,
-                 prior: LatentPrior | None = None, device: str | torch.device = "cpu") -> None:
+                 prior: LatentPrior | None = None, device: str | torch.device = "cpu",
+                 minutes: float | None = None) -> None:
         if image.ndim != 3 or text.ndim != 3 or len(image) != len(text):
             raise ValueError(f"image and text must be [A, n, 512] of the same avatars; got {tuple(image.shape)} "
                              f"and {tuple(text.shape)}")
         self.output, self.settings, self.device = Path(output), settings, torch.device(device)
+        self.minutes = minutes
         torch.manual_seed(settings.seed)
         self.prior = (prior or LatentPrior()).to(self.device)
-        self.prior.mean.copy_(image.flatten(0, 1).mean(0))
-        self.prior.std.copy_(image.flatten(0, 1).std(0).clamp_min(1e-3))
+        self.prior.mean.copy_(image.flatten(0, 1).float().mean(0))
+        self.prior.std.copy_(image.flatten(0, 1).float().std(0).clamp_min(1e-3))
         self.average = LatentPrior(self.prior.width, len(self.prior.blocks)).to(self.device).requires_grad_(False)
         self.average.load_state_dict(self.prior.state_dict())
         self.optimizer = make_optimizer(self.prior, settings.weight_decay)
@@ -124,22 +119,26 @@ class PriorTrainer:
 
     def _loss(self, step: int) -> Tensor:
         s = self.settings
-        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
+        generator = torch.Generator(self.device).manual_seed(s.seed * 1_000_003 + step)
 
         def draw(count: int) -> Tensor:
-            return torch.randint(count, (s.batch,), generator=generator)
+            return torch.randint(count, (s.batch,), **beside(generator))
 
         who = draw(len(self.image))
         look, words = draw(self.image.shape[1]), draw(self.text.shape[1])
-        return self.prior.training_loss(self.image[who, look], self.text[who, words], generator, s.drop)
+        return self.prior.training_loss(self.image[who, look].float(), self.text[who, words].float(), generator, s.drop)
 
     def run(self, until: int | None = None, save_every: int = 1000) -> LatentPrior:
-        """Train to step `until` (the end without it), save, and export the averaged prior when all steps are done."""
-        s = self.settings
+        """Train to step `until` (the end without it), save, and export the averaged prior when all steps are done.
+
+        With `minutes` the run is done when they are over, and its learning rate follows the clock.
+        """
+        s, pace = self.settings, Pace(self.settings.steps, self.minutes)
         until = s.steps if until is None else min(until, s.steps)
-        while self.step < until:
+        mean, own = list(self.average.parameters()), list(self.prior.parameters())
+        while self.step < until and not pace.done(self.step):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, s.steps, s.learning_rate)
+                group["lr"] = learning_rate(self.step, s.steps, s.learning_rate, progress=pace.progress(self.step))
             loss = self._loss(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -148,13 +147,12 @@ class PriorTrainer:
             self.step += 1
             keep = min(s.average, self.step / (self.step + 10))
             with torch.no_grad():
-                for mean, value in zip(self.average.parameters(), self.prior.parameters(), strict=True):
-                    mean.lerp_(value, 1 - keep)
+                torch._foreach_lerp_(mean, own, 1 - keep)
             if self.step % 100 == 0 or self.step == until:
                 log_stats(self.output / "stats.jsonl", self.step, {"loss": float(loss.detach())})
             if self.step % save_every == 0 or self.step == until:
                 save_training(self.output / "state", self.step, self.modules, self.optimizer, dataclasses.asdict(s))
-        if self.step == s.steps:
+        if pace.done(self.step):
             self.average.save(self.output)
         return self.average.eval()
 
@@ -166,6 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--towers", required=True, help="folder of the frozen towers")
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that write and read captions, with --words")
+    parser.add_argument("--width", type=int, default=256, help="of the network's hidden layers")
+    parser.add_argument("--blocks", type=int, default=3, help="of the network")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
     add_settings(parser, Settings)
     options = parser.parse_args(arguments)
     settings = settings_of(options, Settings)
@@ -175,11 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                              + ("both" if options.data else "neither"))
         path = Path(options.output) / "state" / "latents.safetensors"
         if not path.is_file():
-            conditioner = TowerConditioner.from_folder(options.towers).to(options.device)
-            checkpoints.save_tensors(path, collect_words(conditioner, settings) if settings.words
-                                     else collect_latents(conditioner, options.data, settings))
+            checkpoints.save_tensors(
+                path, collect_words(options.towers, settings, options.device, options.workers) if settings.words
+                else collect_latents(TowerConditioner.from_folder(options.towers), options.data, settings))
         latents, _ = checkpoints.load_tensors(path)
-        PriorTrainer(options.output, settings, latents["image"], latents["text"], device=options.device).run()
+        PriorTrainer(options.output, settings, latents["image"], latents["text"],
+                     LatentPrior(options.width, options.blocks), options.device, options.minutes).run(save_every=5000)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,9 +2,9 @@
 
 Two losses: on the planes, and on pictures, small patches rendered from the predicted and from the true planes
 (Rodin 3.3: planes alone do not guarantee good renders). With `--data` the avatars themselves are the target instead of
-fitted fine planes: what the predicted planes say at labelled points, as in `rodin_model.fit`. With `--base`, half of
-the coarse planes are what the base diffusion makes of them, so that its kind of error is known to the upsampler.
-`--init` starts from a trained one. Resumable like `rodin_model.train.base`.
+fitted fine planes: what the predicted planes say at labelled points and along rays, as in `rodin_model.fit`. With
+`--base`, half of the coarse planes are what the base diffusion makes of them, so that its kind of error is known to the
+upsampler. `--init` starts from a trained one. Resumable like `rodin_model.train.base`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from rodin_model.cameras import Camera, box_near_far
 from rodin_model.config import PRESETS, PlanesConfig, Preset
 from rodin_model.decoder import load_decoder
 from rodin_model.diffusion import BaseDiffusion
-from rodin_model.fit import FitConfig, decode_points, plane_loss, point_loss
-from rodin_model.fit_data import Cloud, draw_points, load_clouds
+from rodin_model.fit import FitConfig, decode_points, fine_start, plane_loss, point_loss
+from rodin_model.fit import picture_loss as ray_loss
+from rodin_model.fit_data import Cloud, Rays, Views, draw_points, draw_rays, load_clouds, load_views, ray_depths
+from rodin_model.noise import beside
 from rodin_model.train.base import arguments_of
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
@@ -69,11 +71,11 @@ def estimates(base: BaseDiffusion, coarse: Tensor, z: Tensor, generator: torch.G
 
     Half of the samples, at random, stay as they are; the noise of the others goes up to 3/4 of the schedule.
     """
-    t = torch.randint(3 * base.noise.steps // 4, (len(coarse),), generator=generator).to(coarse.device)
+    t = torch.randint(3 * base.noise.steps // 4, (len(coarse),), **beside(generator)).to(coarse.device)
     clean = base.normalize(coarse)
-    noisy = base.add_noise(clean, torch.randn(clean.shape, generator=generator).to(clean), t)
+    noisy = base.add_noise(clean, torch.randn(clean.shape, **beside(generator)).to(clean), t)
     guess = base.denormalize(base.clean_estimate(noisy, t, z))
-    chosen = torch.rand(len(coarse), 1, 1, 1, 1, generator=generator).to(coarse) < 0.5
+    chosen = torch.rand(len(coarse), 1, 1, 1, 1, **beside(generator)).to(coarse) < 0.5
     return torch.where(chosen, guess, coarse)
 
 
@@ -90,9 +92,9 @@ class Conditions:
                  generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(cond [B, 3, C, R, R] normalised, z [B, 512]) of the avatars in `rows` of the coarse planes."""
         z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, self.settings.text_share).to(model.mean)
-        small = self.coarse[rows].float()
+        small = self.coarse[rows.to(self.coarse.device)].float()
         if self.base is not None:
-            small = estimates(self.base, small.to(model.mean), z, generator).cpu()
+            small = estimates(self.base, small.to(model.mean), z, generator).to(small)
         small = (small - self.coarse_mean) / self.coarse_std
         small = degrade(small, generator) * self.coarse_std + self.coarse_mean
         return model.condition(small.to(model.mean)), z
@@ -107,10 +109,10 @@ class UpsampleLosses:
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         settings = self.conditions.settings
-        rng, generator = step_randomness(settings.seed, step)
+        rng, generator = step_randomness(settings.seed, step, model.mean.device)
         rows = torch.from_numpy(rng.integers(0, len(self.fine), settings.batch))
         cond, z = self.conditions(model, rows, rng, generator)
-        clean = model.normalize(self.fine[rows].to(model.mean))
+        clean = model.normalize(self.fine[rows.to(self.fine.device)].to(model.mean))
         loss, prediction = model.training_loss(clean, z, generator, cond)
         if not settings.image_weight:
             return {"loss": loss}
@@ -124,42 +126,53 @@ class PointLosses:
     """Against the avatars themselves, where there are no fine planes: density and colour at labelled points.
 
     The clean planes that are made noisy are the network's own estimate from noise alone, as it will meet them when it
-    draws; half of the samples are that first estimate itself. `points` of each avatar, half of them in the face.
+    draws; most batches are that first estimate itself. `points` of each avatar, half of them in the face. With `views`
+    also what `rays` of the avatars' true pictures show, weighted by `settings.image_weight`.
     """
 
     def __init__(self, conditions: Conditions, cloud: Cloud, decoder: TinyDecoder, config: FitConfig,
-                 points: int = 8192) -> None:
+                 points: int = 8192, views: Views | None = None, rays: int = 512) -> None:
         self.conditions, self.cloud, self.points = conditions, cloud, points
         self.decoder, self.config = decoder.requires_grad_(False), config
+        self.views, self.rays = views, rays
+        self.depths = None if views is None else torch.cat(
+            [ray_depths(Views(*(part[i:i + 64] for part in views))).half() for i in range(0, len(views.rgb), 64)])
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         settings, device = self.conditions.settings, model.mean.device
-        rng, generator = step_randomness(settings.seed, step)
+        rng, generator = step_randomness(settings.seed, step, device)
         rows = torch.from_numpy(rng.integers(0, len(self.cloud.points), settings.batch))
         cond, z = self.conditions(model, rows, rng, generator)
         noisy, t = self._noisy(model, cond, z, rng, generator)
         planes = model.denormalize(model.predict(noisy, t, z, cond)[:, :, :model.channels].float())
-        keys = [(settings.seed, int(row), step) for row in rows]
-        drawn = draw_points(Cloud(*(part[rows] for part in self.cloud)), self.points, keys, face_share=0.5)
+        keys = generator if device.type == "cuda" else [(settings.seed, int(row), step) for row in rows]
+        index = rows.to(self.cloud.points.device)
+        drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, face_share=0.5)
         drawn = Cloud(*(part.to(device) for part in drawn))
         losses = self.config.losses
         with torch.autocast(device.type, enabled=False):
             decoded = decode_points(planes, drawn.points, self.decoder, self.config)
-            return {"points": point_loss(*decoded, drawn, losses).mean(),
-                    "planes": plane_loss(planes, model.denormalize(cond.float()), losses).mean()}
+            found = {"points": point_loss(*decoded, drawn, losses).mean(),
+                     "planes": plane_loss(planes, model.denormalize(cond.float()), losses).mean()}
+            if self.views is not None and self.depths is not None:
+                seen, depths = Views(*(part[index] for part in self.views)), self.depths[index].float()
+                keys = generator if device.type == "cuda" else [(settings.seed, int(row), step, 1) for row in rows]
+                rays = Rays(*(part.to(device) for part in draw_rays(seen, depths, self.rays, 20, keys)))
+                found["rays"] = settings.image_weight * ray_loss(planes, self.decoder, rays, self.config).mean()
+            return found
 
     @staticmethod
     @torch.no_grad()
     def _noisy(model: Upsampler, cond: Tensor, z: Tensor, rng: np.random.Generator,
                generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(noisy planes [B, 3, C, R, R], steps t [B]): the last step for half of the batches, any for the others."""
+        """(noisy planes [B, 3, C, R, R], steps t [B]): the last step for three batches of four, any for the others."""
         last = torch.full((len(cond),), model.noise.steps - 1, device=cond.device)
-        noise = torch.randn(cond.shape, generator=generator).to(cond)
-        if rng.random() < 0.5:
+        noise = torch.randn(cond.shape, **beside(generator)).to(cond)
+        if rng.random() < 0.75:
             return noise, last
         clean = model.predict(noise, last, z, cond)[:, :, :model.channels].float()
-        t = torch.randint(model.noise.steps, (len(cond),), generator=generator).to(cond.device)
-        return model.add_noise(clean, torch.randn(cond.shape, generator=generator).to(cond), t), t
+        t = torch.randint(model.noise.steps, (len(cond),), **beside(generator)).to(cond.device)
+        return model.add_noise(clean, torch.randn(cond.shape, **beside(generator)).to(cond), t), t
 
 
 def paired(coarse: tuple[Tensor, list[int]], fine: tuple[Tensor, list[int]]) -> tuple[Tensor, Tensor, list[int]]:
@@ -173,17 +186,24 @@ def paired(coarse: tuple[Tensor, list[int]], fine: tuple[Tensor, list[int]]) -> 
 
 
 def losses_of(args: argparse.Namespace, settings: DenoiserSettings,
-              preset: Preset) -> tuple[UpsampleLosses | PointLosses, tuple[Tensor, Tensor] | None]:
-    """The losses that the arguments ask for, and the statistics of the fine planes where there are any."""
-    everyone, latents = all_planes(args.coarse), Latents.load(args.latents)
+              preset: Preset) -> tuple[UpsampleLosses | PointLosses, tuple[Tensor, Tensor]]:
+    """The losses that the arguments ask for, and the statistics of the fine planes."""
+    (planes, numbers), latents = all_planes(args.coarse), Latents.load(args.latents).to(args.device)
+    planes = planes.to(args.device)
     base = BaseDiffusion.from_folder(args.base).to(args.device) if args.base else None
-    decoder, about = load_decoder(args.decoder, args.device)[0], statistics(everyone[0])
+    (decoder, mean, _), about = load_decoder(args.decoder, args.device), statistics(planes)
     if args.data:
-        conditions = Conditions(*everyone, latents, settings, about, base)
+        conditions = Conditions(planes, numbers, latents, settings, about, base)
         config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
-        return PointLosses(conditions, load_clouds([args.data]), decoder, config, args.points), None
-    coarse, fine, avatars = paired(everyone, all_planes(args.fine))
+        cloud = Cloud(*(part.to(args.device) for part in load_clouds([args.data])))
+        views = Views(*(part.to(args.device) for part in load_views(args.data))) if args.rays else None
+        # points tell nothing of the statistics of fine planes: the average avatar is that of the joint fit, moved to
+        # where the coarse planes are, and the coarse planes' deviation serves for the fine ones
+        average = fine_start(mean.to(args.device), about[0][None])[0]
+        return PointLosses(conditions, cloud, decoder, config, args.points, views, args.rays), (average, about[1])
+    coarse, fine, avatars = paired((planes, numbers), all_planes(args.fine))
     conditions = Conditions(coarse, avatars, latents, settings, about, base)
+    fine = fine.to(args.device)
     return UpsampleLosses(conditions, fine, decoder, preset.planes), statistics(fine)
 
 
@@ -191,8 +211,6 @@ def run(args: argparse.Namespace) -> None:
     """Train as the arguments say."""
     if bool(args.fine) == bool(args.data):
         raise ValueError("give either --fine, a folder of fine planes, or --data, the data set itself")
-    if args.data and not args.init:
-        raise ValueError("--data needs --init: points tell nothing of the statistics of fine planes")
     settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
     torch.manual_seed(settings.seed)
     model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
@@ -200,9 +218,8 @@ def run(args: argparse.Namespace) -> None:
     if args.init:
         model.load_state_dict(Upsampler.from_folder(args.init).state_dict())
     else:
-        assert about is not None
         model.set_statistics(*about)
-    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
     trainer.run(args.until, save_every=args.save_every)
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
 
@@ -213,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fine", help="folder of fine planes from rodin_model.train.fit")
     parser.add_argument("--data", help="data set whose points are the target, instead of --fine")
     parser.add_argument("--points", type=int, default=8192, help="points of each avatar in a step, with --data")
+    parser.add_argument("--rays", type=int, default=0, help="rays through its pictures in a step, with --data")
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
     parser.add_argument("--base", help="the folder model/ of rodin_model.train.base, whose errors are to be repaired")
     parser.add_argument("--init", help="the folder model/ of a trained upsampler to start from")

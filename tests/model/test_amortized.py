@@ -89,7 +89,7 @@ def test_the_command_learns_resumes_and_writes_planes(tmp_path, data, decoder) -
 def test_training_lowers_the_loss(data) -> None:
     torch.manual_seed(0)
     config, settings = FitConfig(), DenoiserSettings(batch=2)
-    model = AmortizedPlanes(AmortizedConfig(VECTOR_SIZE, 8, width=32, blocks=1, components=8))
+    model = AmortizedPlanes(AmortizedConfig(command.DESCRIPTION_SIZE, 8, width=32, blocks=1, components=8))
     cloud, known = load_clouds([data]), command.descriptions(command.known_avatars([data]))
     losses = command.AmortizedLosses(cloud, known, new_decoder(config.decoder), config, 512, settings)
     adam, seen = torch.optim.Adam(model.parameters(), lr=1e-2), []

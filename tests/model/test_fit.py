@@ -311,3 +311,17 @@ def test_the_preset_sets_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [config.planes for config in seen] == [PRESETS[name].planes for name in ("mini", "rodin")]
     assert [config.decoder_hidden for config in seen] == [(64, 64), (128, 128)]
     assert {config.coarse.steps for config in seen} == {7}
+
+
+def test_one_generator_draws_for_all_avatars() -> None:
+    cloud, views = toy_cloud(range(3)), toy_views(range(3))
+    count = len(cloud.points)
+    drawn = draw_points(cloud, 300, torch.Generator().manual_seed(1), 0.3, 0.2)
+    assert drawn.points.shape == (count, 300, 3)
+    assert (drawn.distance[:, :90].abs() > 0.1).all() and (drawn.distance[:, 90:].abs() <= 0.1).all()
+    for part, again in zip(drawn, draw_points(cloud, 300, torch.Generator().manual_seed(1), 0.3, 0.2), strict=True):
+        assert torch.equal(part, again)
+    rays = draw_rays(views, ray_depths(views), 40, 6, torch.Generator().manual_seed(2))
+    assert rays.t.shape == (count, 40, 6) and (rays.t.diff(dim=-1) >= 0).all()
+    # three quarters go through or beside the avatar
+    assert float(rays.alpha[:, :30].mean()) > 1.3 * float(views.alpha.float().mean()) / 255

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from rodin_kernels import TinyDecoder
 from rodin_model import checkpoints
+from rodin_model.cameras import Camera
 from rodin_model.config import NoiseConfig, PlanesConfig, UNetConfig
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.fit import FitConfig
-from rodin_model.fit_data import Cloud
-from rodin_model.train import upsample
+from rodin_model.fit_data import Cloud, Views
+from rodin_model.train import denoiser, upsample
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, rate, statistics, step_randomness
 from rodin_model.train.latents import Latents
+from rodin_model.train.pace import Pace
 from rodin_model.train.upsample import Conditions, PointLosses, estimates, paired, patch_rays, picture_loss
 from rodin_model.upsampler import Upsampler
 
@@ -114,7 +116,7 @@ def test_half_of_the_conditions_are_the_base_models_estimates() -> None:
     assert torch.equal(found, estimates(base, coarse, z, torch.Generator().manual_seed(1)))
 
 
-def make_point_losses(settings: DenoiserSettings = SETTINGS) -> PointLosses:
+def make_point_losses(settings: DenoiserSettings = SETTINGS, views: Views | None = None) -> PointLosses:
     torch.manual_seed(1)
     latents = Latents(torch.randn(3, 2, 512), torch.randn(3, 2, 512))
     coarse = 0.1 * torch.randn(3, 3, 4, 4, 4)
@@ -123,7 +125,7 @@ def make_point_losses(settings: DenoiserSettings = SETTINGS) -> PointLosses:
     distance = points.norm(dim=-1) - 0.6
     cloud = Cloud(points.half(), distance.half(), (points.abs() * 255).to(torch.uint8))
     config = FitConfig(planes=PlanesConfig(channels=4, resolution=8, coarse_resolution=4))
-    return PointLosses(conditions, cloud, TinyDecoder(4, (16,)), config, points=200)
+    return PointLosses(conditions, cloud, TinyDecoder(4, (16,)), config, points=200, views=views, rays=64)
 
 
 def make_upsampler() -> Upsampler:
@@ -145,11 +147,38 @@ def test_an_upsampler_learns_from_points_alone() -> None:
     assert float(again["points"].detach()) == seen[0]  # everything follows from the seed and the step
 
 
+def test_pictures_teach_an_upsampler_too() -> None:
+    camera = Camera.orbit(0, 0, 16)
+    rgb = torch.zeros(3, 1, 16, 16, 3, dtype=torch.uint8)
+    alpha, depth = torch.full((3, 1, 16, 16), 255, dtype=torch.uint8), torch.full((3, 1, 16, 16), 4.0)
+    views = Views(rgb, alpha, depth, camera.cam2world.expand(3, 1, 4, 4), camera.intrinsics().expand(3, 1, 4))
+    settings = dataclasses.replace(SETTINGS, image_weight=2.0)
+    parts, twice = (make_point_losses(dataclasses.replace(settings, image_weight=w), views)(make_upsampler(), 0)
+                    for w in (2.0, 4.0))
+    assert set(parts) == {"points", "planes", "rays"} and float(parts["rays"].detach()) > 0
+    assert torch.allclose(2 * parts["rays"], twice["rays"])
+    assert torch.equal(parts["points"], make_point_losses(settings)(make_upsampler(), 0)["points"])
+
+
+def test_a_run_ends_when_its_minutes_are_over(tmp_path, monkeypatch) -> None:
+    class Clock(Pace):
+        def progress(self, step: int) -> float:
+            assert self.minutes == 3.0
+            return min(step / 8, 1.0)
+
+    monkeypatch.setattr(denoiser, "Pace", Clock)
+    settings = dataclasses.replace(SETTINGS, steps=10**6, cooldown=0.5)
+    trainer = DenoiserTrainer(tmp_path, make_model(), settings, losses, minutes=3.0)
+    trainer.run()
+    assert trainer.step == 8 and trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.25 * settings.learning_rate)
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
 def test_noisy_planes_start_from_the_networks_own_estimate() -> None:
     model, torch_rows = make_upsampler(), torch.arange(3)
     cond, z = make_point_losses().conditions(model, torch_rows, *step_randomness(0, 0))
     kinds = set()
-    for step in range(8):
+    for step in range(16):
         rng, generator = step_randomness(0, step)
         noisy, t = PointLosses._noisy(model, cond, z, rng, generator)
         assert noisy.shape == cond.shape and not noisy.requires_grad
@@ -160,7 +189,7 @@ def test_noisy_planes_start_from_the_networks_own_estimate() -> None:
 def test_upsampling_needs_one_kind_of_target(tmp_path, capsys) -> None:
     common = ["--coarse", "c", "--latents", "l", "--decoder", "d", "--output", str(tmp_path / "o")]
     for more, message in (([], "either --fine"), (["--fine", "f", "--data", "d"], "either --fine"),
-                          (["--data", "d"], "--data needs --init")):
+                          (["--data", "d"], "c holds no planes-*.safetensors")):
         assert upsample.main([*common, *more]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
