@@ -102,7 +102,7 @@ class NoiseConfig:
 class PrincipalConfig:
     """The leading components of the planes, kept at `resolution`, and the residual MLP that denoises them."""
 
-    components: int = 128
+    components: int = 104
     resolution: int = 32
     width: int = 448
     blocks: int = 3
@@ -178,11 +178,11 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "mini": Preset(
         planes=PlanesConfig(),
-        base=UNetConfig(resolution=32, in_channels=32, out_channels=16, channels=32, channel_mult=(1, 2), blocks=(1, 1),
-                        attention=(8,), cross_plane=(16, 8), head_channels=32, embedding=256, groups=8,
+        base=UNetConfig(resolution=32, in_channels=32, out_channels=16, channels=24, channel_mult=(1, 2), blocks=(1, 1),
+                        attention=(8,), cross_plane=(16, 8), head_channels=24, embedding=256, groups=8,
                         positions=True, patch=2),
         base_noise=NoiseConfig(start=0.2, tau=2.0),
-        upsampler=UNetConfig(resolution=128, in_channels=32, out_channels=16, channels=48, channel_mult=(1, 2),
+        upsampler=UNetConfig(resolution=128, in_channels=32, out_channels=16, channels=56, channel_mult=(1, 2),
                              blocks=(1, 1), cross_plane=(64, 32), embedding=256, groups=8, patch=2),
         upsampler_noise=NoiseConfig("sigmoid", 0.0, 3.0, 0.3, steps=100, prediction="sample"),
         principal=PrincipalConfig(),

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -78,12 +80,17 @@ class AmortizedLosses:
                 "planes": plane_loss(planes, model.mean[None], losses).mean()}
 
 
+def imagined_descriptions(seed: int, count: int) -> Tensor:
+    """`descriptions` of avatars without pictures."""
+    return descriptions(imagined_avatars(seed, count))
+
+
 @torch.no_grad()
-def write_planes(folder: Path, model: AmortizedPlanes, avatars: Sequence[Attributes]) -> None:
-    """The planes of `avatars` in shards of `planes_file`, numbered in their order; each whole or not at all."""
-    for start in tqdm(range(0, len(avatars), SHARD), disable=None, desc="planes"):
-        some = avatars[start:start + SHARD]
-        planes = model(descriptions(some).to(model.mean.device)).half().cpu().contiguous()
+def write_planes(folder: Path, model: AmortizedPlanes, known: Tensor) -> None:
+    """The planes that rows of `descriptions` ask for, in shards of `planes_file`; each whole or not at all."""
+    for start in tqdm(range(0, len(known), SHARD), disable=None, desc="planes"):
+        some = known[start:start + SHARD]
+        planes = model(some.to(model.mean.device)).half().cpu().contiguous()
         checkpoints.save_tensors(planes_file(folder, start // SHARD),
                                  {"planes": planes, "avatars": torch.arange(len(some)) + start})
 
@@ -101,12 +108,18 @@ def run(args: argparse.Namespace) -> None:
     known, cloud = descriptions(avatars).to(args.device), Cloud(*(part.to(args.device) for part in cloud))
     losses = AmortizedLosses(cloud, known, decoder, config, args.points, settings)
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
-    trainer.run(args.until, save_every=args.save_every)
-    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
-    if args.planes:
-        shown = known_avatars(args.data[:1]) + imagined_avatars(args.imagined_seed, args.imagined)
-        model = AmortizedPlanes.from_folder(Path(args.output) / "model").to(args.device)
-        write_planes(Path(args.planes), model, shown)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        # drawing very many attributes takes as long as training: a process does it meanwhile
+        apart = args.planes and args.imagined > 1000
+        later = pool.submit(imagined_descriptions, args.imagined_seed, args.imagined) if apart else None
+        trainer.run(args.until, save_every=args.save_every)
+        print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+        if args.planes:
+            shown = [descriptions(known_avatars(args.data[:1]))]
+            if args.imagined:
+                shown.append(later.result() if later else imagined_descriptions(args.imagined_seed, args.imagined))
+            model = AmortizedPlanes.from_folder(Path(args.output) / "model").to(args.device)
+            write_planes(Path(args.planes), model, torch.cat(shown))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

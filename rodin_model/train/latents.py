@@ -46,7 +46,8 @@ class Latents:
         """The same on a device; `draw` then gives rows there."""
         return Latents(self.pictures.to(device), self.words.to(device))
 
-    def rows(self, avatars: Sequence[int], count: int, rng: np.random.Generator, pictured: float = 0.0) -> np.ndarray:
+    def rows(self, avatars: Sequence[int] | np.ndarray, count: int, rng: np.random.Generator,
+             pictured: float = 0.0) -> np.ndarray:
         """`count` positions in `avatars`, a share `pictured` of them among those with pictures, the rest among all."""
         rows, seen = rng.integers(0, len(avatars), count), np.flatnonzero(np.asarray(avatars) < len(self.pictures))
         if pictured and len(seen):
@@ -54,7 +55,7 @@ class Latents:
             rows = np.where(chosen, seen[rng.integers(0, len(seen), count)], rows)
         return rows
 
-    def draw(self, avatars: Sequence[int], rng: np.random.Generator, text_share: float) -> Tensor:
+    def draw(self, avatars: Sequence[int] | np.ndarray, rng: np.random.Generator, text_share: float) -> Tensor:
         """One z [512] for each avatar, of one of its captions with probability `text_share`, else of one of its views.
 
         Half of the pictures are the frontal view 0; what has no pictures is always worded. [B, 512] float32.

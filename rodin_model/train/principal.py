@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +26,13 @@ class PrincipalLosses:
     """The loss on how much of each component the avatars' planes hold, [N, K]."""
 
     def __init__(self, numbers: Tensor, avatars: Sequence[int], latents: Latents, settings: DenoiserSettings) -> None:
-        self.numbers, self.avatars, self.latents, self.settings = numbers, avatars, latents, settings
+        self.numbers, self.avatars = numbers, np.asarray(avatars)
+        self.latents, self.settings = latents, settings
 
     def __call__(self, model: PrincipalDenoiser, step: int) -> dict[str, Tensor]:
         rng, generator = step_randomness(self.settings.seed, step, model.basis.device)
         rows = self.latents.rows(self.avatars, self.settings.batch, rng, self.settings.pictured)
-        z = self.latents.draw([self.avatars[i] for i in rows], rng, self.settings.text_share)
+        z = self.latents.draw(self.avatars[rows], rng, self.settings.text_share)
         clean = self.numbers[torch.from_numpy(rows).to(self.numbers.device)].to(model.basis.device)
         return {"loss": model.training_loss(clean, z.to(clean), generator)}
 

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from rodin_model import checkpoints
+from rodin_model.avatars.attributes import sample_attributes
 from rodin_model.latent_prior import LatentPrior, cosine_alpha_bars
 from rodin_model.train import prior as command
+from rodin_model.train import words
 from rodin_model.train.prior import PriorTrainer, Settings
+from rodin_model.train.words import encode_words
 
 
 def seeds(count: int, start: int = 0) -> list[torch.Generator]:
@@ -135,3 +138,14 @@ def test_a_prior_of_words_alone_needs_no_pictures(tiny_model_dir: Path, tmp_path
     for wrong in ([], ["--words", "6", "--data", "some"]):
         assert command.main([*arguments, *wrong]) == 2
         assert "one of --data and --words" in capsys.readouterr().err
+
+
+def test_captions_are_encoded_alike_by_any_number_of_processes(tiny_model_dir: Path, monkeypatch) -> None:
+    avatars = [sample_attributes(3), 4, 5, 6, 7]
+    whole = encode_words(tiny_model_dir / "towers", avatars, (1.0, None), seed=(1, 2))
+    assert whole.shape == (5, 2, 512) and whole.dtype == torch.float16
+    assert torch.equal(whole, encode_words(tiny_model_dir / "towers", [3, 4, 5, 6, 7], (1.0, None), seed=(1, 2)))
+    monkeypatch.setattr(words, "CHUNK", 2)
+    parts = encode_words(tiny_model_dir / "towers", avatars, (1.0, None), seed=(1, 2), workers=2)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-3)  # other texts beside it pad a text differently
+    assert encode_words(tiny_model_dir / "towers", [], (None,)).shape == (0, 1, 512)

@@ -1,0 +1,184 @@
+"""`python -m rodin_model.train.cascade`: the whole model from nothing, every stage as soon as what it needs is there.
+
+    python -m rodin_model.train.cascade --output runs/mini --device cuda --minutes 6
+
+makes avatars, fits their planes, trains towers, prior, diffusions, upsampler and judge, and puts the model together in
+`<output>/model`. Each stage is one of the commands of `rodin_model.train` in a process of its own, with a log in
+`<output>/logs`; stages that do not need each other share the device. `--minutes` bounds the training stages by the
+clock, each by its share; the making of data comes on top. The same command goes on where it stopped: what is finished
+is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rodin_model.files import write_bytes
+
+#: Shares of `--minutes`. The longest way through the stages adds up to 1.
+SHARES = {"amortize": 0.30, "towers": 0.24, "reader": 0.52, "prior": 0.24, "principal": 0.22, "base": 0.14,
+          "coarse-upsampler": 0.36, "upsampler": 0.26}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command, `python -m <module> <arguments>`, that starts when the stages in `after` have succeeded."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the stages share: where they write, what they begin with, how much of everything."""
+
+    output: Path
+    start: Path
+    device: str
+    minutes: float
+    avatars: int
+    imagined: int
+    captioned: int
+    workers: int
+    precision: str
+
+    def stages(self) -> list[Stage]:
+        """All stages, each after those that it needs."""
+        data, planes, latents = self.output / "data", self.output / "planes", self.output / "latents.safetensors"
+        start, decoder, towers = self.start, ("--decoder", str(self.start / "decoder")), self.output / "towers"
+        imagined = ("--imagined", str(self.imagined))
+        diffusion = ("--coarse", str(planes), "--latents", str(latents), "--text-share", "0.4")
+        points = ("--data", str(data), *decoder, "--batch", "16", "--points", "8192", "--rays", "768",
+                  "--image-weight", "40")
+        return [
+            Stage("data", "rodin_model.avatars.dataset",
+                  ("--output", str(data), "--count", str(self.avatars), "--seed", "0", "--views", "6",
+                   "--device", self.device, "--workers", str(self.workers))),
+            self._trained("prior", "prior", ("--towers", str(start / "towers"), "--words", str(self.captioned),
+                                             "--workers", str(self.workers), "--batch", "1024"), ("data",)),
+            self._trained("reader", "reader", ("--data", str(data)), ("data",)),
+            self._trained("towers", "towers", ("--data", str(data), "--start", str(start / "towers")), ("data",)),
+            self._trained("amortize", "amortize", ("--data", str(data), *decoder, "--planes", str(planes), *imagined,
+                                                   "--batch", "64", "--width", "1024"), ("data",)),
+            Stage("latents", "rodin_model.train.latents",
+                  ("--data", str(data), "--towers", str(towers), "--output", str(latents), "--views", "6",
+                   "--captions", "6", "--full", "0.7", *imagined, "--device", self.device,
+                   "--workers", str(self.workers)), ("towers",)),
+            self._trained("principal", "principal", (*diffusion, "--pictured", "0.4", "--batch", "1024",
+                                                     "--ema", "0.9995", "--precision", "fp32"),
+                          ("amortize", "latents")),
+            self._trained("base", "base", (*diffusion, "--principal", str(self.output / "principal" / "model"),
+                                           "--batch", "64", "--precision", self.precision), ("principal",)),
+            self._trained("coarse-upsampler", "upsample", (*diffusion[:4], *points, "--precision", self.precision),
+                          ("amortize", "latents")),
+            self._trained("upsampler", "upsample",
+                          (*diffusion[:4], *points, "--precision", self.precision, "--learning-rate", "2e-4",
+                           "--base", str(self.output / "base" / "model"),
+                           "--init", str(self.output / "coarse-upsampler" / "model")), ("base", "coarse-upsampler")),
+            Stage("assemble", "rodin_model.train.assemble",
+                  ("--towers", str(towers), "--prior", str(self.output / "prior"), *decoder,
+                   "--base", str(self.output / "base" / "model"),
+                   "--upsampler", str(self.output / "upsampler" / "model"), "--output", str(self.output / "model"),
+                   "--text-prior", "--steps", "20", "--guidance", "1.5", "--guidance-stop", "0.4", "--prior-scale", "2",
+                   "--upsampler-steps", "1"), ("prior", "upsampler")),
+        ]
+
+    def _trained(self, name: str, verb: str, arguments: tuple[str, ...], after: tuple[str, ...]) -> Stage:
+        """A training stage: as many steps as its share of the minutes allows."""
+        bounds = ("--steps", "1000000", "--minutes", f"{self.minutes * SHARES[name]:.3f}", "--device", self.device)
+        if verb in ("amortize", "principal", "base", "upsample"):
+            bounds = (*bounds, "--save-every", "20000")
+        output = ("--output", str(self.output / name))
+        return Stage(name, f"rodin_model.train.{verb}", (*output, *arguments, *bounds), after)
+
+
+def run(stages: Sequence[Stage], folder: Path) -> dict[str, str]:
+    """Run all stages, each when those before it have ended well; returns, by name, how each ended.
+
+    "done", "done before", "left out" (something that it needs failed) or "exit status N". What a stage needs and is not
+    among `stages` is taken as there. A finished stage leaves an empty file in `folder`/done. Interrupted, it ends what
+    it started.
+    """
+    names = {stage.name for stage in stages}
+    ended: dict[str, str] = {s.name: "done before" for s in stages if (folder / "done" / s.name).is_file()}
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        while len(ended) < len(stages):
+            for stage in stages:
+                if stage.name not in ended and stage.name not in running:
+                    needs = [ended.get(name, "") for name in stage.after if name in names]
+                    if any(how and not how.startswith("done") for how in needs):
+                        ended[stage.name] = "left out"
+                    elif all(needs):
+                        running[stage.name] = (_start(stage, folder), time.monotonic())
+            for name, (process, began) in list(running.items()):
+                status = process.poll()
+                if status is not None:
+                    del running[name]
+                    ended[name] = "done" if status == 0 else f"exit status {status}"
+                    print(f"{name}: {ended[name]} after {time.monotonic() - began:.0f} s", flush=True)
+                    if status == 0:
+                        write_bytes(folder / "done" / name, b"")
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            os.killpg(process.pid, signal.SIGTERM)
+    return ended
+
+
+def _start(stage: Stage, folder: Path) -> subprocess.Popen[bytes]:
+    """The stage's process, with all that it starts in a group of its own."""
+    with (folder / "logs" / f"{stage.name}.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", stage.module, *stage.arguments], stdout=log,
+                                stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 1 where a stage failed."""
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.train.cascade", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="folder for data, stages, logs and the model")
+    parser.add_argument("--start", type=Path, default=Path(__file__).parents[1] / "pretrained",
+                        help="model whose decoder, word tower and first picture tower are taken (the shipped one)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=6.0, help="for all training stages together")
+    parser.add_argument("--avatars", type=int, default=4000, help="with pictures and points")
+    parser.add_argument("--imagined", type=int, default=20000, help="known by their attributes alone")
+    parser.add_argument("--captioned", type=int, default=40000, help="avatars whose captions teach the latent prior")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--only", help="run these stages alone, names with commas between")
+    args = parser.parse_args(arguments)
+    plan = Plan(args.output, args.start, args.device, args.minutes, args.avatars, args.imagined, args.captioned,
+                args.workers, args.precision)
+    stages = plan.stages()
+    try:
+        if args.minutes <= 0:
+            raise ValueError(f"--minutes must be positive; got {args.minutes}")
+        wanted = args.only.split(",") if args.only else [stage.name for stage in stages]
+        if unknown := set(wanted) - {stage.name for stage in stages}:
+            raise ValueError(f"--only: there is no stage {', '.join(sorted(unknown))}; there are "
+                             f"{', '.join(stage.name for stage in stages)}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ended = run([stage for stage in stages if stage.name in wanted], args.output)
+    failed = {name: how for name, how in ended.items() if not how.startswith("done")}
+    for name, how in failed.items():
+        print(f"{name}: {how}; see {args.output / 'logs' / f'{name}.log'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
