@@ -34,6 +34,7 @@ from rodin_model.train.resume import (
     save_training,
     settings_of,
 )
+from rodin_model.train.views import uniform_on_host
 
 #: Attributes that a picture in other colours no longer shows.
 COLORS = ("skin_tone", "eye_color", "hair_color", "makeup", "clothing_color")
@@ -122,7 +123,7 @@ def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Ten
     count, _, size, _ = rgba.shape
 
     def uniform(*shape: int, low: float, high: float) -> Tensor:
-        return torch.rand(shape, generator=generator) * (high - low) + low
+        return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
 
     angle, scale = uniform(count, low=-0.08, high=0.08), uniform(count, low=0.85, high=1.15)
     mirror = torch.where(uniform(count, low=0, high=1) < 0.5, -1.0, 1.0)
@@ -130,31 +131,34 @@ def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Ten
                         torch.stack([angle.sin() * mirror, angle.cos()], 1)], 1)
     matrix = torch.cat([turn * scale[:, None, None], uniform(count, 2, 1, low=-0.1, high=0.1)], 2)
     rgba = F.grid_sample(rgba, F.affine_grid(matrix, list(rgba.shape), align_corners=False), align_corners=False)
-    small = int(uniform(1, low=0.6, high=0.95) * size)
+    small = int((uniform_on_host(generator) * 0.35 + 0.6) * size)
     soft = F.interpolate(rgba, (small, small), mode="bilinear", antialias=True)
     soft = F.interpolate(soft, (size, size), mode="bilinear")
     rgba = torch.where(uniform(count, 1, 1, 1, low=0, high=1) < 0.25, soft, rgba)
     keep = uniform(count, 1, low=0, high=1) < white
-    images = on_background(rgba, torch.where(keep, torch.ones(count, 3), uniform(count, 3, low=0, high=1)))
+    images = on_background(rgba, torch.where(keep, 1.0, uniform(count, 3, low=0, high=1)))
     gain = uniform(count, 1, 1, 1, low=0.9, high=1.1) * uniform(count, 3, 1, 1, low=0.97, high=1.03)
     images = images * gain + uniform(count, 1, 1, 1, low=-0.03, high=0.03)
-    noise = torch.randn(images.shape, generator=generator) * uniform(count, 1, 1, 1, low=0.0, high=0.03)
-    return (images + noise).clamp(0, 1)
+    noise = torch.randn(images.shape, generator=generator, device=generator.device)
+    return (images + noise * uniform(count, 1, 1, 1, low=0.0, high=0.03)).clamp(0, 1)
 
 
-def recolor(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Half of the pictures [B, 3, S, S] in other colours, white staying white, and which they are, bool [B].
+def recolor(images: Tensor, generator: torch.Generator, share: float = 0.5) -> tuple[Tensor, Tensor]:
+    """A `share` of the pictures [B, 3, S, S] in other colours, white staying white, and which they are, bool [B].
 
     A small data set is learned by heart by its colours. Shapes must be read without them, so the attributes that are
     colours (`COLORS`) are not asked of these pictures. Channels trade places and are mixed, contrast changes.
     """
     count = len(images)
-    order = torch.rand(count, 3, generator=generator).argsort(1)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator, device=generator.device)
+
+    order = uniform(3).argsort(1)
     swapped = torch.gather(images, 1, order[:, :, None, None].expand_as(images))
-    share = torch.rand(count, 1, 1, 1, generator=generator)
-    mixed = torch.lerp(swapped, swapped.mean(1, keepdim=True), share * 0.9)
-    power = torch.exp(0.7 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1))
-    changed = torch.rand(count, generator=generator) < 0.5
+    mixed = torch.lerp(swapped, swapped.mean(1, keepdim=True), uniform(1, 1, 1) * 0.9)
+    power = torch.exp(0.7 * (2 * uniform(1, 1, 1) - 1))
+    changed = uniform() < share
     return torch.where(changed[:, None, None, None], mixed.clamp(0, 1) ** power, images), changed
 
 
