@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rodin_model.train.changes import in_full_precision
 from rodin_model.train.views import uniform_on_host
 
 #: Share of the pictures that keep a white background, as a cut-out portrait has.
@@ -43,6 +44,7 @@ class Draws:
         return torch.randn((self.count, *shape), generator=self.generator, device=self.device)
 
 
+@in_full_precision
 def photographed(rgba: Tensor, generator: torch.Generator) -> Tensor:
     """Premultiplied RGBA [B, 4, S, S] in [0, 1] as photographs [B, 3, S, S] of the same heads, float32 in [0, 1].
 

@@ -28,6 +28,7 @@ from rodin_model.avatars.pictures import render_views
 from rodin_model.cameras import Camera
 from rodin_model.evaluation.neighbours import Neighbours
 from rodin_model.reader import AttributeReader, ReaderConfig
+from rodin_model.train.changes import COLORS, recolor
 from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.resume import (
     add_settings,
@@ -37,7 +38,6 @@ from rodin_model.train.resume import (
     save_training,
     settings_of,
 )
-from rodin_model.train.towers import COLORS, recolor
 from rodin_model.train.views import Views, uniform_on_host
 
 #: Avatars rendered for the reader use this seed, so that they are in no training set (0) and in no held-out set (1).
@@ -202,10 +202,10 @@ def accuracy(reader: AttributeReader, pictures: Pictures, batch: int = 64) -> di
 
 
 def train(pictures: Pictures, output: str | Path, settings: Settings, config: ReaderConfig | None = None,
-          device: str | torch.device = "cpu", minutes: float | None = None) -> AttributeReader:
+          device: str | torch.device = "cpu", pace: Pace | None = None) -> AttributeReader:
     """Train a reader, resuming from `output`/state if a run was cut off, and save it in `output`.
 
-    It ends after `settings.steps` steps, or after `minutes` if that is sooner. The result holds the running average of
+    It ends after `settings.steps` steps, or with `pace` if that is sooner. The result holds the running average of
     the weights. Raises ValueError if the state belongs to other settings.
     """
     torch.manual_seed(settings.seed)
@@ -216,7 +216,7 @@ def train(pictures: Pictures, output: str | Path, settings: Settings, config: Re
     optimizer = make_optimizer(nn.ModuleList([reader, shape]), settings.weight_decay)
     state = Path(output) / "state"
     step, pictures = load_training(state, modules, optimizer, vars(settings)), pictures.to(device)
-    pace = Pace(settings.steps, minutes)
+    pace = pace or Pace(settings.steps)
     with tqdm(initial=step, total=settings.steps, desc="reader", disable=None) as progress:
         while not pace.done(step):
             rate = paced_rate(pace, step, settings.learning_rate, min(1000, max(1, settings.steps // 20)))
@@ -294,6 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
+    settings = settings_of(options, Settings)
+    # what is read before the first step counts, too
+    pace = Pace(settings.steps, options.minutes)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     parts = [dataset_pictures(folder, options.size, device=device) for folder in options.data]
     if options.fresh:
@@ -301,8 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures = Pictures.join(parts)
     print(f"{len(pictures)} pictures")
     config = ReaderConfig(size=options.size, face_stride=options.face_stride)
-    settings = settings_of(options, Settings)
-    reader = train(pictures, options.output, settings, config, device, options.minutes)
+    reader = train(pictures, options.output, settings, config, device, pace)
     if options.remember is not None:
         remember(reader, options.remember, options.output)
     if options.held_out is not None:

@@ -11,6 +11,7 @@ import torch
 from rodin_model.avatars.attributes import CHOICES, SHAPE
 from rodin_model.reader import AttributeReader, ReaderConfig
 from rodin_model.train import reader as training
+from rodin_model.train.pace import Pace
 
 TINY = ReaderConfig(size=16, widths=(8,))
 
@@ -132,7 +133,7 @@ def test_no_pictures_is_an_error() -> None:
 
 def test_the_clock_ends_a_run_that_has_more_steps(tmp_path: Path) -> None:
     settings = training.Settings(steps=1_000_000, batch=4, save_every=1_000_000)
-    training.train(striped(), tmp_path, settings, TINY, minutes=0.02)
+    training.train(striped(), tmp_path, settings, TINY, pace=Pace(settings.steps, 0.02))
     assert AttributeReader.load(tmp_path).config == TINY
 
 
