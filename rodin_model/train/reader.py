@@ -33,6 +33,7 @@ from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.resume import (
     add_settings,
     load_training,
+    log_stats,
     make_optimizer,
     mixed_precision,
     save_training,
@@ -226,6 +227,7 @@ def train(pictures: Pictures, output: str | Path, settings: Settings, config: Re
             progress.update()
             if step % 50 == 0:
                 progress.set_postfix(loss=f"{float(value):.3f}")
+                log_stats(Path(output) / "stats.jsonl", step, {"loss": float(value), "rate": rate})
             if step % settings.save_every == 0:
                 save_training(state, step, modules, optimizer, vars(settings))
     average.eval().save(output)
