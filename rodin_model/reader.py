@@ -26,16 +26,22 @@ SHIPPED = Path(__file__).parent / "pretrained" / "reader"
 
 @dataclass(frozen=True)
 class ReaderConfig:
-    """Sizes of the reader: pictures of `size` x `size` pixels, one stage of the network for each of `widths`."""
+    """Sizes of the reader: pictures of `size` x `size` pixels, one stage of the network for each of `widths`.
+
+    `face_stride`: 1 keeps every pixel of the face in the first stage of its branch, 2 halves it at once.
+    """
 
     size: int = 128
     widths: tuple[int, ...] = (24, 48, 80, 112)
+    face_stride: int = 2
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 512:
             raise ValueError(f"size must be an integer from 16 to 512; got {self.size!r}")
         if not 1 <= len(self.widths) <= 6 or not all(1 <= w <= 1024 for w in self.widths):
             raise ValueError(f"widths must be one to six integers from 1 to 1024; got {self.widths!r}")
+        if self.face_stride not in (1, 2):
+            raise ValueError(f"face_stride must be 1 or 2; got {self.face_stride!r}")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ReaderConfig:
@@ -49,15 +55,16 @@ class ReaderConfig:
 class AttributeReader(nn.Module):
     """Pictures to a distribution over the values of every attribute in `CHOICES`.
 
-    Two branches of the same shape, one over the whole picture at half size, one over the face at full size; in each a
-    strided convolution, then per stage a residual block. The last map of each is read as its mean, its maximum and,
-    through a narrow 1x1 convolution, place by place. About 1.2 million weights at the default size.
+    Two branches of like shape, one over the whole picture at half size, one over the face at full size; in each a
+    convolution, strided unless `face_stride` is 1, then per stage a residual block. The last map of each is read as its
+    mean, its maximum and, through a narrow 1x1 convolution, place by place. About 1.2 million weights by default.
     """
 
     def __init__(self, config: ReaderConfig | None = None) -> None:
         super().__init__()
         self.config = config or ReaderConfig()
-        self.whole, self.face = _Branch(self.config.widths), _Branch(self.config.widths)
+        self.whole = _Branch(self.config.widths)
+        self.face = _Branch(self.config.widths, self.config.face_stride)
         features = 2 * (2 * self.config.widths[-1] + _Branch.PLACES)
         self.norm = nn.LayerNorm(features)
         self.head = nn.Linear(features, sum(len(values) for values in CHOICES.values()))
@@ -83,7 +90,11 @@ class AttributeReader(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits [B, number of values] for every attribute, by name, for pictures [B, 3, H, W] in [0, 1] on white."""
-        logits = self.head(self.features(images)).float()
+        return self.named(self.features(images))
+
+    def named(self, features: Tensor) -> dict[str, Tensor]:
+        """Logits as `forward` gives them, for what `features` has seen [B, F]."""
+        logits = self.head(features).float()
         parts = logits.split([len(values) for values in CHOICES.values()], 1)
         return dict(zip(CHOICES, parts, strict=True))
 
@@ -118,9 +129,11 @@ class _Branch(nn.Module):
 
     PLACES = 24 * 16
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], stride: int = 2) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_convolution(3, widths[0], kernel=5, stride=2), nn.SiLU(), _Residual(widths[0])]
+        layers: list[nn.Module] = [_convolution(3, widths[0], kernel=5, stride=stride), nn.SiLU()]
+        # at full size a residual block would cost as much as all that follows
+        layers += [_Residual(widths[0])] if stride > 1 else []
         for before, width in zip(widths, widths[1:], strict=False):
             layers += [_convolution(before, width, stride=2), nn.SiLU(), _Residual(width)]
         self.body, self.places = nn.Sequential(*layers), nn.Conv2d(widths[-1], self.PLACES // 16, 1)

@@ -31,3 +31,8 @@ class Pace:
         if self.minutes is not None:
             share = max(share, (time.monotonic() - self._start) / (60.0 * self.minutes))
         return min(max(share, 0.0), 1.0)
+
+
+def paced_rate(pace: Pace, step: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up to `peak` over `warmup` steps, then half a cosine that reaches zero when `pace` is over."""
+    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * pace.progress(step)))

@@ -20,6 +20,7 @@ from rodin_model.avatars.captions import visible_attributes
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.towers import Towers
 from rodin_model.train import towers as training
+from rodin_model.train.changes import on_background
 from rodin_model.train.photographs import photographed
 
 #: Portraits are taken from at most so many degrees aside.
@@ -44,8 +45,9 @@ class PhotographTrainer(training.TowersTrainer):
     def prepare(self) -> None:
         """Pictures into memory, and what the teacher says of each on white: [P, 512]."""
         pictures = training.Pictures.load(self.data, self.settings.views, self.towers.config.image_size, MAX_YAW)
+        pictures = pictures.to(self.device)
         with torch.no_grad():
-            said = [self.teacher(plain(part.float() / 255).to(self.device)) for part in pictures.images.split(64)]
+            said = [self.teacher(plain(part.float() / 255)) for part in pictures.images.split(64)]
         self.pictures, self.wanted = pictures, torch.cat(said)
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -59,8 +61,8 @@ class PhotographTrainer(training.TowersTrainer):
         who = rng.integers(0, len(pictures.attributes), s.image_batch)
         view = np.where(rng.random(len(who)) < s.front_share, 0, rng.integers(0, s.views, len(who)))
         rgba, half = pictures.draw(who, view), s.image_batch // 2
-        changed = photographed(rgba[half:], torch.Generator().manual_seed(s.seed * 1_000_003 + step))
-        z = self.towers.image(torch.cat([plain(rgba[:half]), changed]).to(self.device))
+        changed = photographed(rgba[half:], self.generator(step))
+        z = self.towers.image(torch.cat([plain(rgba[:half]), changed]))
         apart = 1 - (z * self.wanted[pictures.place(who, view)]).sum(-1)
         truth = self._image_losses(z[half:], [pictures.attributes[int(i)] for i in who[half:]])
         return {"plain": PLAIN * apart[:half].mean(), "photograph": PHOTOGRAPH * apart[half:].mean(),
@@ -72,10 +74,10 @@ def probe(towers: Towers, data: Sequence[str | Path], teacher: Towers | None = N
           seed: int = 0) -> dict[str, float]:
     """What z says rightly of held-out pictures at most `MAX_YAW` degrees aside: the share over all attributes that can
     be seen, of plain pictures and of photographs; with `teacher` also the mean cosine of its z and theirs, of both."""
-    pictures = training.Pictures.load(data, views, towers.config.image_size, MAX_YAW)
+    pictures = training.Pictures.load(data, views, towers.config.image_size, MAX_YAW).to(towers.log_scale.device)
     reader, found = TowerConditioner(towers), {"plain": 0.0, "photograph": 0.0}
     owner = np.repeat(np.arange(len(pictures.attributes)), pictures.views)
-    generator, asked = torch.Generator().manual_seed(seed), 0
+    generator, asked = torch.Generator(towers.log_scale.device).manual_seed(seed), 0
     alike = dict.fromkeys(found, 0.0)
     for start in range(0, len(owner), 64):
         rgba = pictures.images[start:start + 64].float() / 255
@@ -88,11 +90,11 @@ def probe(towers: Towers, data: Sequence[str | Path], teacher: Towers | None = N
             found[name] += sum(words[n] == getattr(a, n) for a, words in zip(who, said, strict=True)
                                for n in visible_attributes(a))
             if teacher is not None:
-                alike[name] += float((z * teacher.image(looks["plain"])).sum())
+                alike[name] += float((z * teacher.to(z.device).image(looks["plain"])).sum())
     result = {name: count / asked for name, count in found.items()}
     return result if teacher is None else {**result, **{f"{name}_alike": v / len(owner) for name, v in alike.items()}}
 
 
 def plain(rgba: Tensor) -> Tensor:
     """Premultiplied RGBA [B, 4, S, S] on white, as `AvatarDataset.images` gives it: [B, 3, S, S]."""
-    return training.on_background(rgba, torch.ones(len(rgba), 3)).clamp(0, 1)
+    return on_background(rgba, rgba.new_ones(len(rgba), 3)).clamp(0, 1)

@@ -7,9 +7,14 @@ the colours of hair, skin and clothes rightly; beyond them the labels would no l
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rodin_model.train.changes import in_full_precision
+from rodin_model.train.views import uniform_on_host
 
 #: Share of the pictures that keep a white background, as a cut-out portrait has.
 WHITE = 0.25
@@ -20,24 +25,26 @@ GAIN, GAMMA, TINT, SHADE = 1.25, 1.3, 1.08, 0.35
 
 
 class Draws:
-    """Numbers for `count` pictures from one generator."""
+    """Numbers for `count` pictures from one generator, on the generator's device."""
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
-        self.count, self.generator = count, generator
+        self.count, self.generator, self.device = count, generator, generator.device
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """[count, *shape] between `low` and `high`."""
-        return torch.rand((self.count, *shape), generator=self.generator) * (high - low) + low
+        drawn = torch.rand((self.count, *shape), generator=self.generator, device=self.device)
+        return drawn * (high - low) + low
 
     def factor(self, *shape: int, most: float) -> Tensor:
         """[count, *shape] between 1 / `most` and `most`, as often above 1 as below."""
-        return torch.exp(self.uniform(*shape, low=-1.0) * torch.tensor(most).log())
+        return torch.exp(self.uniform(*shape, low=-1.0) * math.log(most))
 
     def normal(self, *shape: int) -> Tensor:
         """[count, *shape], standard normal."""
-        return torch.randn((self.count, *shape), generator=self.generator)
+        return torch.randn((self.count, *shape), generator=self.generator, device=self.device)
 
 
+@in_full_precision
 def photographed(rgba: Tensor, generator: torch.Generator) -> Tensor:
     """Premultiplied RGBA [B, 4, S, S] in [0, 1] as photographs [B, 3, S, S] of the same heads, float32 in [0, 1].
 
@@ -71,7 +78,7 @@ def lit(rgba: Tensor, draws: Draws) -> Tensor:
     d is a random unit vector in the picture, x the place in [-1, 1]^2, |s| at most `SHADE`.
     """
     size = rgba.shape[-1]
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    axis = (torch.arange(size, device=draws.device) + 0.5) / size * 2 - 1
     angle = draws.uniform(high=2 * torch.pi)[:, None, None]
     ramp = angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None]
     light = 1 + draws.uniform(1, 1, high=SHADE) * ramp
@@ -82,17 +89,17 @@ def lit(rgba: Tensor, draws: Draws) -> Tensor:
 def background(size: int, draws: Draws) -> Tensor:
     """[B, 3, size, size]: white, a flat colour, a gradient from one to another, or blots of several, as rooms are."""
     first, second = draws.uniform(3, 1, 1), draws.uniform(3, 1, 1)
-    axis = torch.linspace(0, 1, size)
+    axis = torch.linspace(0, 1, size, device=draws.device)
     angle = draws.uniform(high=2 * torch.pi)[:, None, None]
     ramp = (angle.cos() * axis[None, None, :] + angle.sin() * axis[None, :, None])[:, None]
     low, high = (ramp.flatten(1).aminmax(dim=1)[i].view(-1, 1, 1, 1) for i in (0, 1))
     ramp = (ramp - low) / (high - low)
     blots = torch.lerp(F.interpolate(draws.uniform(3, 6, 6), (size, size), mode="bicubic"),
                        F.interpolate(draws.uniform(3, 24, 24), (size, size), mode="bilinear"), 0.3)
-    kinds = torch.stack([torch.ones(draws.count, 3, size, size), first.expand(-1, -1, size, size),
+    kinds = torch.stack([torch.ones_like(blots), first.expand(-1, -1, size, size),
                          torch.lerp(first, second, ramp), torch.lerp(first, blots, draws.uniform(1, 1, 1))])
     which = torch.where(draws.uniform() < WHITE, 0, (1 + 3 * draws.uniform()).long().clamp(1, 3))
-    return kinds[which, torch.arange(draws.count)].clamp(0, 1)
+    return kinds[which, torch.arange(draws.count, device=draws.device)].clamp(0, 1)
 
 
 def exposed(images: Tensor, draws: Draws) -> Tensor:
@@ -100,7 +107,7 @@ def exposed(images: Tensor, draws: Draws) -> Tensor:
     size = images.shape[-1]
     images = images.clamp(0, 1) ** draws.factor(1, 1, 1, most=GAMMA)
     images = images * draws.factor(1, 1, 1, most=GAIN) * draws.factor(3, 1, 1, most=TINT)
-    small = max(8, int(size * float(torch.rand(1, generator=draws.generator) * 0.5 + 0.4)))
+    small = max(8, int(size * (uniform_on_host(draws.generator) * 0.5 + 0.4)))
     soft = F.interpolate(F.interpolate(images, (small, small), mode="bilinear", antialias=True), (size, size),
                          mode="bilinear")
     images = torch.where(draws.uniform(1, 1, 1) < 0.3, soft, images)

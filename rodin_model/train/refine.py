@@ -26,10 +26,11 @@ from rodin_model.config import PRESETS, RefinerConfig
 from rodin_model.metrics import psnr, ssim
 from rodin_model.refiner import SEEN, Refiner, enlarge, over
 from rodin_model.train.denoiser import step_randomness
+from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.pairs import Pairs
+from rodin_model.train.patches import ResidentPairs
 from rodin_model.train.resume import (
     add_settings,
-    learning_rate,
     load_training,
     log_stats,
     make_optimizer,
@@ -104,8 +105,10 @@ class FeatureDistance(nn.Module):
         return torch.stack(found).mean()
 
 
-def draw(pairs: Pairs, settings: RefineSettings, step: int) -> tuple[Tensor, Tensor]:
+def draw(pairs: Pairs | ResidentPairs, settings: RefineSettings, step: int) -> tuple[Tensor, Tensor]:
     """The batch of one step: `seen` [B, C, P, P] and `truth` [B, 4, sP, sP]; half of them mirrored, half mottled."""
+    if isinstance(pairs, ResidentPairs):
+        return pairs.draw(settings, step)
     rng, generator = step_randomness(settings.seed, step)
     size = min(settings.patch, pairs.height, pairs.width)
     seen, truth = [], []
@@ -141,8 +144,10 @@ def mottled(seen: Tensor, strength: float, grain: int, generator: torch.Generato
 class RefineTrainer:
     """One training run in a folder: `state/` to resume from, `stats.jsonl`, and the averaged refiner in `model/`."""
 
-    def __init__(self, output: str | Path, refiner: Refiner, pairs: Pairs, settings: RefineSettings,
-                 distance: FeatureDistance | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(self, output: str | Path, refiner: Refiner, pairs: Pairs | ResidentPairs,
+                 settings: RefineSettings, distance: FeatureDistance | None = None, device: str | torch.device = "cpu",
+                 pace: Pace | None = None) -> None:
+        self.pace = pace or Pace(settings.steps)
         self.output, self.pairs, self.settings, self.device = Path(output), pairs, settings, torch.device(device)
         if pairs.scale != refiner.config.scale:
             raise ValueError(f"the truth of the pairs is {pairs.scale} times as wide as what was rendered; "
@@ -174,24 +179,26 @@ class RefineTrainer:
     @property
     def judged(self) -> bool:
         """Whether the critic has a say at the present step."""
-        return self.settings.adversarial > 0 and self.step >= self.settings.critic_from * self.settings.steps
+        return self.settings.adversarial > 0 and self.pace.progress(self.step) >= self.settings.critic_from
 
-    def train_step(self) -> dict[str, float]:
-        """Refiner and critic each by one step, from the same state; returns the losses."""
+    def train_step(self) -> dict[str, Tensor]:
+        """Refiner and critic each by one step, from the same state; returns the losses, on the device."""
         settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, settings.steps, settings.learning_rate, settings.warmup)
+            group["lr"] = paced_rate(self.pace, self.step, settings.learning_rate, settings.warmup)
         seen, truth = (t.to(self.device) for t in draw(self.pairs, settings, self.step))
         rendered = over(enlarge(seen[:, :4], self.refiner.config.scale), 1.0)
         self.optimizer.zero_grad(set_to_none=True)
-        refined = self.refiner(seen)
-        found = self.losses(refined, truth, rendered)
+        # a CPU gains nothing by it here
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu"):
+            refined = self.refiner(seen)
+        judged, found = self.judged, self.losses(refined, truth, rendered)
         own = list(self.refiner.parameters())
         for parameter, gradient in zip(own, torch.autograd.grad(torch.stack([*found.values()]).sum(), own),
                                        strict=True):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(own, 1.0)
-        if self.judged:
+        if judged:
             found["critic"] = critic_loss(self.critic, over(refined.detach(), 1.0), over(truth, 1.0), rendered)
             found["critic"].backward()
             nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0)
@@ -200,7 +207,7 @@ class RefineTrainer:
         keep = min(settings.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.refiner.parameters()), 1 - keep)
-        return {name: float(value.detach()) for name, value in found.items()}
+        return {name: value.detach() for name, value in found.items()}
 
     def save(self) -> None:
         """Write the resume state and the averaged refiner, whole or not at all."""
@@ -208,14 +215,16 @@ class RefineTrainer:
         self.average.save(self.output / "model")
 
     def run(self, until: int | None = None, *, save_every: int = 200, log_every: int = 50) -> Refiner:
-        """Train to step `until` (the end without it) and save; returns the averaged refiner."""
+        """Train to step `until` (the end without it, or that of the pace) and save; returns the averaged refiner."""
         until = self.settings.steps if until is None else min(until, self.settings.steps)
-        recent: list[dict[str, float]] = []
+        recent: list[dict[str, Tensor]] = []
         for _ in tqdm(range(self.step, until), initial=self.step, total=until, disable=None, desc="refiner"):
+            if self.pace.done(self.step):
+                break
             recent.append(self.train_step())
             if self.step % log_every == 0:
                 log_stats(self.output / "stats.jsonl", self.step, {
-                    name: sum(r[name] for r in recent) / len(recent) for name in recent[0]
+                    name: float(torch.stack([r[name] for r in recent]).mean()) for name in recent[0]
                     if all(name in r for r in recent)})
                 recent.clear()
             if self.step % save_every == 0 and self.step < until:
@@ -267,14 +276,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
     parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--minutes", type=float, help="end after so much time; the learning rate follows the clock")
     add_settings(parser, RefineSettings)
     args = parser.parse_args(arguments)
     try:
         settings, distance = settings_of(args, RefineSettings), None
+        pace = Pace(settings.steps, args.minutes)
+        torch.backends.cudnn.benchmark = torch.device(args.device).type == "cuda"
         if args.towers:
             distance = FeatureDistance(TowerConditioner.from_folder(args.towers).towers.image.face)
-        trainer = RefineTrainer(args.output, new_refiner(args.preset, settings.seed), Pairs(args.pairs), settings,
-                                distance, args.device)
+        pairs = Pairs(args.pairs) if args.device == "cpu" else ResidentPairs(args.pairs, args.device)
+        trainer = RefineTrainer(args.output, new_refiner(args.preset, settings.seed), pairs, settings, distance,
+                                args.device, pace)
         refiner = trainer.run(args.until, save_every=args.save_every)
         if args.held_out:
             print(", ".join(f"{name} {value:.3f}" for name, value in measure(refiner, Pairs([args.held_out])).items()))

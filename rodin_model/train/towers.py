@@ -24,9 +24,13 @@ from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attribute
 from rodin_model.avatars.captions import Labels, caption_with_labels
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.towers import Towers
+from rodin_model.train.changes import augment as augment
+from rodin_model.train.changes import color_weights
+from rodin_model.train.changes import on_background as on_background
+from rodin_model.train.changes import recolor as recolor
+from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.resume import (
     add_settings,
-    learning_rate,
     load_training,
     log_stats,
     make_optimizer,
@@ -35,8 +39,6 @@ from rodin_model.train.resume import (
     settings_of,
 )
 
-#: Attributes that a picture in other colours no longer shows.
-COLORS = ("skin_tone", "eye_color", "hair_color", "makeup", "clothing_color")
 #: Avatars that only lend their words have seeds from here on: far from every data set's.
 WORD_SEEDS = 7_000_000_000
 
@@ -100,62 +102,17 @@ class Pictures:
         counts = np.array([len(views_of_one) for views_of_one in images])
         return cls(torch.cat(images), np.cumsum(counts) - counts, counts, attributes)
 
+    def to(self, device: str | torch.device) -> Pictures:
+        """The same with its pictures on another device."""
+        return dataclasses.replace(self, images=self.images.to(device))
+
     def draw(self, who: np.ndarray, view: np.ndarray) -> Tensor:
         """Float RGBA [B, 4, S, S] in [0, 1] of avatars `who` from `view` (taken modulo the views that they have)."""
         return self.images[self.place(who, view)].float() / 255
 
     def place(self, who: np.ndarray, view: np.ndarray) -> Tensor:
-        """int64 [B]: where among `images` these views are."""
-        return torch.from_numpy(self.first[who] + view % self.views[who])
-
-
-def on_background(rgba: Tensor, color: Tensor) -> Tensor:
-    """Premultiplied RGBA [B, 4, H, W] in [0, 1] over colours [B, 3]: [B, 3, H, W]."""
-    return rgba[:, :3] + (1.0 - rgba[:, 3:]) * color[:, :, None, None]
-
-
-def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Tensor:
-    """Premultiplied RGBA [B, 4, S, S] in [0, 1] to pictures [B, 3, S, S] that are mirrored, moved, dimmed, blurred.
-
-    A share `white` keeps the white background, the others get a flat colour, so that portraits from elsewhere read too.
-    """
-    count, _, size, _ = rgba.shape
-
-    def uniform(*shape: int, low: float, high: float) -> Tensor:
-        return torch.rand(shape, generator=generator) * (high - low) + low
-
-    angle, scale = uniform(count, low=-0.08, high=0.08), uniform(count, low=0.85, high=1.15)
-    mirror = torch.where(uniform(count, low=0, high=1) < 0.5, -1.0, 1.0)
-    turn = torch.stack([torch.stack([angle.cos() * mirror, -angle.sin()], 1),
-                        torch.stack([angle.sin() * mirror, angle.cos()], 1)], 1)
-    matrix = torch.cat([turn * scale[:, None, None], uniform(count, 2, 1, low=-0.1, high=0.1)], 2)
-    rgba = F.grid_sample(rgba, F.affine_grid(matrix, list(rgba.shape), align_corners=False), align_corners=False)
-    small = int(uniform(1, low=0.6, high=0.95) * size)
-    soft = F.interpolate(rgba, (small, small), mode="bilinear", antialias=True)
-    soft = F.interpolate(soft, (size, size), mode="bilinear")
-    rgba = torch.where(uniform(count, 1, 1, 1, low=0, high=1) < 0.25, soft, rgba)
-    keep = uniform(count, 1, low=0, high=1) < white
-    images = on_background(rgba, torch.where(keep, torch.ones(count, 3), uniform(count, 3, low=0, high=1)))
-    gain = uniform(count, 1, 1, 1, low=0.9, high=1.1) * uniform(count, 3, 1, 1, low=0.97, high=1.03)
-    images = images * gain + uniform(count, 1, 1, 1, low=-0.03, high=0.03)
-    noise = torch.randn(images.shape, generator=generator) * uniform(count, 1, 1, 1, low=0.0, high=0.03)
-    return (images + noise).clamp(0, 1)
-
-
-def recolor(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Half of the pictures [B, 3, S, S] in other colours, white staying white, and which they are, bool [B].
-
-    A small data set is learned by heart by its colours. Shapes must be read without them, so the attributes that are
-    colours (`COLORS`) are not asked of these pictures. Channels trade places and are mixed, contrast changes.
-    """
-    count = len(images)
-    order = torch.rand(count, 3, generator=generator).argsort(1)
-    swapped = torch.gather(images, 1, order[:, :, None, None].expand_as(images))
-    share = torch.rand(count, 1, 1, 1, generator=generator)
-    mixed = torch.lerp(swapped, swapped.mean(1, keepdim=True), share * 0.9)
-    power = torch.exp(0.7 * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1))
-    changed = torch.rand(count, generator=generator) < 0.5
-    return torch.where(changed[:, None, None, None], mixed.clamp(0, 1) ** power, images), changed
+        """int64 [B]: where among `images` these views are, on their device."""
+        return torch.from_numpy(self.first[who] + view % self.views[who]).to(self.images.device)
 
 
 def add_stray_words(text: str, rng: np.random.Generator) -> str:
@@ -215,8 +172,15 @@ class TowersTrainer:
         self.optimizer = make_optimizer(self.towers, settings.weight_decay)
         self.pictures: Pictures | None = None
         self.words = [sample_attributes(WORD_SEEDS + i) for i in range(settings.word_avatars)]
-        self.step = load_training(self.output / "state", {"towers": self.towers}, self.optimizer,
-                                  dataclasses.asdict(settings))
+        self.step = load_training(self.output / "state", self.modules(), self.optimizer, dataclasses.asdict(settings))
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What a state holds."""
+        return {"towers": self.towers}
+
+    def finish(self) -> Towers:
+        """The towers that the training comes to."""
+        return self.towers
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The losses of one step, everything drawn from (seed, step)."""
@@ -224,10 +188,8 @@ class TowersTrainer:
         rng = np.random.default_rng([s.seed, step])
         if step >= s.text_steps and step % s.text_every:
             pictured, images = self._draw_pictures(rng, step)
-            images, changed = recolor(images, torch.Generator().manual_seed(s.seed * 1_000_003 + step + 1))
-            weights = torch.tensor([[float(name not in COLORS) for name in CHOICES]]).expand(len(images), -1)
-            weights = torch.where(changed[:, None], weights, 1.0).to(self.device)
-            return self._image_losses(self.towers.image(images.to(self.device)), pictured, weights)
+            images, changed = recolor(images, self.generator(step + 1))
+            return self._image_losses(self.towers.image(images), pictured, color_weights(changed))
         avatars = [self.words[int(i)] for i in rng.integers(0, len(self.words), s.text_batch)]
         shares = [float(rng.uniform(0.3, 1.0)) if rng.random() < 0.3 else None for _ in avatars]
         if step < s.text_steps:
@@ -236,9 +198,13 @@ class TowersTrainer:
         pictured, images = self._draw_pictures(rng, step)
         shares += [1.0 if rng.random() < 0.5 else float(rng.uniform(0.15, 0.9)) for _ in pictured]
         z_text, labels = self._encode_captions(avatars + pictured, shares, rng)
-        z = self.towers.image(images.to(self.device))
+        z = self.towers.image(images)
         words = {} if s.freeze_words else {"text": self._text_loss(z_text, avatars + pictured, labels)}
         return {**words, **self._image_losses(z, pictured), **self._pair_losses(z, z_text[len(avatars):])}
+
+    def generator(self, step: int) -> torch.Generator:
+        """What the pictures of a step are changed by, on the device."""
+        return torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + step)
 
     def _encode_captions(self, avatars: Sequence[Attributes], shares: Sequence[float | None],
                          rng: np.random.Generator) -> tuple[Tensor, list[Labels]]:
@@ -249,12 +215,11 @@ class TowersTrainer:
     def _draw_pictures(self, rng: np.random.Generator, step: int) -> tuple[list[Attributes], Tensor]:
         s = self.settings
         if self.pictures is None:
-            self.pictures = Pictures.load(self.data, s.views, self.towers.config.image_size)
+            self.pictures = Pictures.load(self.data, s.views, self.towers.config.image_size).to(self.device)
         who = rng.permutation(len(self.pictures.attributes))[:s.image_batch]
         view = np.where(rng.random(len(who)) < s.front_share, 0, rng.integers(0, s.views, len(who)))
         rgba = self.pictures.draw(who, view)
-        generator = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
-        return [self.pictures.attributes[int(i)] for i in who], augment(rgba, generator)
+        return [self.pictures.attributes[int(i)] for i in who], augment(rgba, self.generator(step))
 
     def _text_loss(self, z: Tensor, avatars: Sequence[Attributes], labels: Sequence[Labels]) -> Tensor:
         logits, _ = self.towers.heads(z)
@@ -274,29 +239,34 @@ class TowersTrainer:
         return {"contrast": self.settings.contrast_weight * contrast,
                 "pull": self.settings.pull_weight * (1.0 - (z * z_text).sum(-1)).mean()}
 
-    def run(self, until: int | None = None, save_every: int = 250) -> Towers:
-        """Train to step `until` (the end without it), save, and export the towers when all steps are done."""
+    def run(self, until: int | None = None, save_every: int = 250, pace: Pace | None = None) -> Towers:
+        """Train to step `until` (the end without it, or that of `pace`), save, and export the towers at the end."""
         steps = self.settings.steps
-        until = steps if until is None else min(until, steps)
+        until, pace = steps if until is None else min(until, steps), pace or Pace(steps)
         self.towers.train()
-        while self.step < until:
+        while self.step < until and not pace.done(self.step):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, steps, self.settings.learning_rate)
-            with mixed_precision(self.device):
-                losses = self.losses(self.step)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
-            torch.nn.utils.clip_grad_norm_(self.towers.parameters(), 1.0)
-            self.optimizer.step()
-            self.step += 1
+                group["lr"] = paced_rate(pace, self.step, self.settings.learning_rate)
+            losses = self.train_step()
             if self.step % 25 == 0 or self.step == until:
                 log_stats(self.output / "stats.jsonl", self.step, {k: float(v.detach()) for k, v in losses.items()})
             if self.step % save_every == 0 or self.step == until:
-                save_training(self.output / "state", self.step, {"towers": self.towers}, self.optimizer,
+                save_training(self.output / "state", self.step, self.modules(), self.optimizer,
                               dataclasses.asdict(self.settings))
-        if self.step == steps:
-            TowerConditioner(self.towers).save(self.output)
+        if self.step == steps or pace.done(self.step):
+            TowerConditioner(self.finish()).save(self.output)
         return self.towers.eval()
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One step; returns its losses, on the device."""
+        with mixed_precision(self.device):
+            losses = self.losses(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(self.towers.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return losses
 
 
 def start_from(towers: Towers, folder: str | Path) -> None:
@@ -324,6 +294,13 @@ def trainer_of(options: argparse.Namespace, settings: Settings) -> TowersTrainer
             raise ValueError("--photographs needs --start, the towers whose latents are to stay")
         start = TowerConditioner.from_folder(options.start).towers
         return PhotographTrainer(options.output, settings, options.data, start, options.device)
+    if options.around:
+        from rodin_model.train.around import AroundTrainer
+
+        if not options.start:
+            raise ValueError("--around needs --start, the towers whose words are to stay")
+        start = TowerConditioner.from_folder(options.start).towers
+        return AroundTrainer(options.output, settings, options.data, start, options.device, workers=options.workers)
     trainer = TowersTrainer(options.output, settings, options.data, device=options.device)
     if options.start and trainer.step == 0:
         start_from(trainer.towers, options.start)
@@ -338,14 +315,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", help="folder of towers to begin with")
     parser.add_argument("--photographs", action="store_true",
                         help="teach the picture tower of --start to read photographs, moving it as little as possible")
-    parser.add_argument("--held-out", nargs="*", help="with --photographs: data sets to compare pupil and teacher on")
+    parser.add_argument("--around", action="store_true",
+                        help="teach the picture tower to read portraits from the side, plain and as photographs")
+    parser.add_argument("--held-out", nargs="*",
+                        help="with --photographs or --around: data sets to compare the tower with that of --start on")
+    parser.add_argument("--workers", type=int, default=1, help="with --around: processes that write captions")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, help="end after so much time; the learning rate follows the clock")
+    parser.add_argument("--save-every", type=int, default=250, help="steps between states to resume from")
     add_settings(parser, Settings)
     options = parser.parse_args(arguments)
     settings = settings_of(options, Settings)
+    torch.backends.cudnn.benchmark = torch.device(options.device).type == "cuda"
     try:
-        towers = trainer_of(options, settings).run()
-        if options.photographs and options.held_out:
+        pace = Pace(settings.steps, options.minutes)
+        towers = trainer_of(options, settings).run(save_every=options.save_every, pace=pace)
+        if options.held_out and options.around:
+            from rodin_model.train.around import probe_around
+
+            for name, some in (("before", TowerConditioner.from_folder(options.start).towers), ("after", towers)):
+                print(name, probe_around(some.to(options.device), options.held_out))
+        elif options.held_out and options.photographs:
             from rodin_model.train.photograph_tower import probe
 
             teacher = TowerConditioner.from_folder(options.start).towers

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rodin_model.train import pace
+from rodin_model.train import pace, resume
 from rodin_model.train.pace import Pace
 
 
@@ -32,3 +32,16 @@ def test_with_a_limit_progress_is_whichever_is_further(monkeypatch: pytest.Monke
 def test_senseless_bounds_are_refused(steps: int, minutes: float | None) -> None:
     with pytest.raises(ValueError, match="must be"):
         Pace(steps, minutes)
+
+
+def test_the_rate_rises_and_ends_at_zero_with_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
+    for step in range(10):
+        assert pace.paced_rate(Pace(10), step, 2.0, 4) == resume.learning_rate(step, 10, 2.0, 4)
+    run = Pace(1000, minutes=1.0)
+    assert pace.paced_rate(run, 0, 2.0, 4) == 0.5
+    clock[0] = 30.0
+    assert pace.paced_rate(run, 9, 2.0, 4) == pytest.approx(1.0)
+    clock[0] = 61.0
+    assert pace.paced_rate(run, 10, 2.0, 4) == 0.0

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rodin_model.avatars.attributes import CHOICES
+from rodin_model.avatars.attributes import CHOICES, SHAPE
 from rodin_model.reader import AttributeReader, ReaderConfig
 from rodin_model.train import reader as training
+from rodin_model.train.pace import Pace
 
 TINY = ReaderConfig(size=16, widths=(8,))
 
@@ -102,7 +103,7 @@ def test_a_resumed_run_reaches_the_same_bits(tmp_path: Path, monkeypatch: pytest
     whole = training.train(pictures, tmp_path / "whole", settings, TINY)
     true_step, seen = training._step, []
 
-    def dying(*arguments: object) -> float:
+    def dying(*arguments: object) -> torch.Tensor:
         seen.append(arguments[4])
         if len(seen) == 4:
             raise KeyboardInterrupt
@@ -128,3 +129,26 @@ def test_a_run_with_other_settings_is_not_continued(tmp_path: Path) -> None:
 def test_no_pictures_is_an_error() -> None:
     with pytest.raises(ValueError, match="there are no pictures"):
         training.Pictures.join([])
+
+
+def test_the_clock_ends_a_run_that_has_more_steps(tmp_path: Path) -> None:
+    settings = training.Settings(steps=1_000_000, batch=4, save_every=1_000_000)
+    training.train(striped(), tmp_path, settings, TINY, pace=Pace(settings.steps, 0.02))
+    assert AttributeReader.load(tmp_path).config == TINY
+
+
+def test_numbers_that_words_leave_open_are_learned_beside_them(tmp_path: Path) -> None:
+    pictures = striped()
+    settings = training.Settings(steps=1, batch=4)
+    known = training.Pictures(pictures.images, pictures.labels, torch.ones(len(pictures), len(SHAPE)))
+    with_numbers, without = (training.train(p, tmp_path / name, settings, TINY).state_dict()
+                             for p, name in ((known, "with"), (pictures, "without")))
+    assert not torch.equal(with_numbers["norm.weight"], without["norm.weight"])
+
+
+def test_a_face_at_full_size_is_read_alike_after_storing(tmp_path: Path) -> None:
+    reader = AttributeReader(ReaderConfig(size=16, widths=(8,), face_stride=1)).eval()
+    reader.save(tmp_path)
+    assert AttributeReader.load(tmp_path).config.face_stride == 1
+    with pytest.raises(ValueError, match="face_stride must be 1 or 2"):
+        ReaderConfig(face_stride=3)

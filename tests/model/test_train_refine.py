@@ -18,7 +18,9 @@ from rodin_model.refiner import Refiner, enlarge
 from rodin_model.towers import Towers, TowersConfig
 from rodin_model.train import pairs as making
 from rodin_model.train import refine
-from rodin_model.train.pairs import FORMAT, PairMaker, Pairs, PairSettings, remade
+from rodin_model.train.pace import Pace
+from rodin_model.train.pairs import FORMAT, PairMaker, Pairs, PairSettings, remade, upsampled
+from rodin_model.train.patches import ResidentPairs, cut
 from rodin_model.train.refine import (
     Critic,
     FeatureDistance,
@@ -228,3 +230,64 @@ def test_pairs_of_another_recipe_do_not_mix(tmp_path: Path, capsys: pytest.Captu
     assert making.main(given) == 0 and file.stat().st_mtime_ns == before
     assert making.main([*given, "--seed", "1"]) == 2
     assert "choose another folder" in capsys.readouterr().err
+
+
+def test_pairs_in_memory_are_drawn_like_those_in_files(folder: Path) -> None:
+    pairs, settings = ResidentPairs([folder], "cpu"), dataclasses.replace(SETTINGS, batch=8, mottle=0.0)
+    assert (len(pairs), pairs.channels, pairs.height, pairs.width, pairs.scale) == (4, 7, 24, 24, 2)
+    (a, b), (c, d), (e, _) = (draw(pairs, settings, step) for step in (3, 3, 4))
+    assert torch.equal(a, c) and torch.equal(b, d) and not torch.equal(a, e)
+    assert a.shape == (8, 7, 16, 16) and b.shape == (8, 4, 32, 32)
+    near = torch.nn.functional.avg_pool2d(b, 2)
+    assert float((near[:, 3] - a[:, 3]).abs().mean()) < 0.15
+    assert float((near[:, 3].flip(-1) - a[:, 3]).abs().mean()) > 0.2
+    mottled_too, _ = draw(pairs, dataclasses.replace(settings, mottle=0.3), 3)
+    assert torch.equal(mottled_too[:, 3:5], a[:, 3:5])
+    changed = (mottled_too - a)[:, :3].abs().amax((1, 2, 3)) > 0
+    assert 0 < int(changed.sum()) < 8
+
+
+def test_a_piece_is_cut_where_it_is_asked_for_and_mirrored(folder: Path) -> None:
+    pairs = Pairs([folder])
+    kept = ResidentPairs([folder], "cpu")
+    at = {"which": torch.tensor([3, 1]), "top": torch.tensor([5, 2]), "left": torch.tensor([7, 0])}
+    found = cut(kept.seen, **at, flip=torch.tensor([False, True]), size=8)
+    assert torch.equal(found[0].float(), pairs.read(3, 5, 7, 8)[0])
+    assert torch.equal(found[1].float(), pairs.read(1, 2, 0, 8)[0].flip(-1))
+
+
+def test_pairs_in_memory_train_until_time_is_up(folder: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, steps=1_000_000)
+    trainer = RefineTrainer(tmp_path, make_refiner(), ResidentPairs([folder], "cpu"), settings, distance(),
+                            pace=Pace(settings.steps, 0.03))
+    trainer.run(save_every=1_000_000)
+    assert 0 < trainer.step < settings.steps
+    assert Refiner.from_folder(tmp_path / "model").config == CONFIG
+    assert trainer.judged
+
+
+def test_without_fine_planes_the_models_own_are_taken(tiny_model_dir: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
+    planes = dataclasses.replace(PRESETS["mini"].planes, channels=4, resolution=16, coarse_resolution=8)
+    monkeypatch.setitem(PRESETS, "mini", dataclasses.replace(PRESETS["mini"], planes=planes))
+    checkpoints.save_tensors(tmp_path / "coarse/planes-00000.safetensors", {
+        "planes": pipe.base.mean.expand(3, -1, -1, -1, -1).half().contiguous(), "avatars": torch.arange(3)})
+    given = ["--coarse", str(tmp_path / "coarse"), "--output", str(tmp_path / "pairs"), "--views", "1", "--size", "12"]
+    assert making.main(given) == 2
+    assert making.main([*given, "--model", str(tiny_model_dir), "--avatars", "2"]) == 0
+    pairs = Pairs([tmp_path / "pairs"])
+    assert (len(pairs), pairs.channels, pairs.scale) == (2, 9, 2)
+    assert making.main([*given, "--model", str(tiny_model_dir), "--minutes", "1e-6"]) == 0
+    assert len(Pairs([tmp_path / "pairs"])) == 2
+
+
+def test_one_step_of_the_upsampler_needs_no_scheduler(tiny_model_dir: Path) -> None:
+    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
+    if pipe.upsampler.noise.prediction != "sample":
+        pytest.skip("the tiny upsampler does not predict planes")
+    z, coarse = torch.nn.functional.normalize(torch.ones(1, 512), dim=-1), pipe.base.mean[None]
+    pipe.index = dataclasses.replace(pipe.index, upsampler_steps=1)
+    found = upsampled(pipe, coarse, z, torch.Generator().manual_seed(3))
+    wanted = pipe.upsampler.sample(coarse, z, generators=[torch.Generator().manual_seed(3)], steps=1)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
