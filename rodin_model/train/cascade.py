@@ -2,11 +2,11 @@
 
     python -m rodin_model.train.cascade --output runs/mini --device cuda --minutes 6
 
-makes avatars, fits their planes, trains towers, prior, diffusions, upsampler and judge, and puts the model together in
-`<output>/model`. Each stage is one of the commands of `rodin_model.train` in a process of its own, with a log in
-`<output>/logs`; stages that do not need each other share the device. `--minutes` bounds the training stages by the
-clock, each by its share; the making of data comes on top. The same command goes on where it stopped: what is finished
-is not made again.
+makes avatars, fits their planes, trains towers, prior, diffusions, upsampler, refiner and judge, and puts the model
+together in `<output>/model` (the refiner, which is optional, stays apart). Each stage is one of the commands of
+`rodin_model.train` in a process of its own, with a log in `<output>/logs`; stages that do not need each other share the
+device. `--minutes` bounds the training stages by the clock, each by its share; the making of data comes on top. The
+same command goes on where it stopped: what is finished is not made again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 from rodin_model.files import write_bytes
 
 #: Shares of `--minutes`. The longest way through the stages adds up to 1.
-SHARES = {"amortize": 0.30, "towers": 0.24, "reader": 0.52, "prior": 0.24, "principal": 0.22, "base": 0.14,
-          "coarse-upsampler": 0.36, "upsampler": 0.26}
+SHARES = {"amortize": 0.26, "towers": 0.22, "reader": 0.45, "prior": 0.22, "principal": 0.18, "base": 0.12,
+          "coarse-upsampler": 0.30, "upsampler": 0.22, "pairs": 0.10, "refiner": 0.12}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Plan:
 
     def stages(self) -> list[Stage]:
         """All stages, each after those that it needs."""
-        data, planes, latents = self.output / "data", self.output / "planes", self.output / "latents.safetensors"
+        data, planes, pairs = (self.output / name for name in ("data", "planes", "pairs"))
+        latents = self.output / "latents.safetensors"
         start, decoder, towers = self.start, ("--decoder", str(self.start / "decoder")), self.output / "towers"
         imagined = ("--imagined", str(self.imagined))
         diffusion = ("--coarse", str(planes), "--latents", str(latents), "--text-share", "0.4")
@@ -66,8 +67,12 @@ class Plan:
                    "--device", self.device, "--workers", str(self.workers))),
             self._trained("prior", "prior", ("--towers", str(start / "towers"), "--words", str(self.captioned),
                                              "--workers", str(self.workers), "--batch", "1024"), ("data",)),
-            self._trained("reader", "reader", ("--data", str(data)), ("data",)),
-            self._trained("towers", "towers", ("--data", str(data), "--start", str(start / "towers")), ("data",)),
+            self._trained("reader", "reader", ("--data", str(data), "--remember", str(data), "--batch", "384",
+                                               "--learning-rate", "3e-3", "--average", "0.999"), ("data",)),
+            self._trained("towers", "towers",
+                          ("--around", "--data", str(data), "--start", str(start / "towers"), "--image-batch", "256",
+                           "--front-share", "0.3", "--learning-rate", "1e-3", "--workers", str(self.workers)),
+                          ("data",)),
             self._trained("amortize", "amortize", ("--data", str(data), *decoder, "--planes", str(planes), *imagined,
                                                    "--batch", "64", "--width", "1024"), ("data",)),
             Stage("latents", "rodin_model.train.latents",
@@ -91,12 +96,18 @@ class Plan:
                    "--upsampler", str(self.output / "upsampler" / "model"), "--output", str(self.output / "model"),
                    "--text-prior", "--steps", "20", "--guidance", "1.5", "--guidance-stop", "0.4", "--prior-scale", "2",
                    "--upsampler-steps", "1"), ("prior", "upsampler")),
+            Stage("pairs", "rodin_model.train.pairs",
+                  ("--coarse", str(planes), "--model", str(self.output / "model"), "--output", str(pairs),
+                   "--views", "3", "--size", "256", "--avatars", str(min(160, self.avatars)), "--device", self.device,
+                   "--minutes", f"{self.minutes * SHARES['pairs']:.3f}"), ("assemble",)),
+            self._trained("refiner", "refine", ("--pairs", str(pairs), "--towers", str(towers), "--batch", "24",
+                                                "--patch", "96"), ("pairs",)),
         ]
 
     def _trained(self, name: str, verb: str, arguments: tuple[str, ...], after: tuple[str, ...]) -> Stage:
         """A training stage: as many steps as its share of the minutes allows."""
         bounds = ("--steps", "1000000", "--minutes", f"{self.minutes * SHARES[name]:.3f}", "--device", self.device)
-        if verb in ("amortize", "principal", "base", "upsample"):
+        if verb != "prior":
             bounds = (*bounds, "--save-every", "20000")
         output = ("--output", str(self.output / name))
         return Stage(name, f"rodin_model.train.{verb}", (*output, *arguments, *bounds), after)
