@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rodin_model.avatars import sdf
 from rodin_model.avatars.attributes import Attributes
 from rodin_model.avatars.head import Head
 from rodin_model.avatars.sdf import Place
+from rodin_model.avatars.tape import recorded
 
 #: Locks on the whole sphere; those over the face and below the nape are left out.
 _LOCKS = 54
@@ -55,10 +58,14 @@ class Curls:
 
     def distance(self, p: Place) -> Tensor:
         """Signed distance to all locks; [N]."""
+        if recorded(p.x) is not None:
+            return self._recorded(p)[0]
         return self._near(p)[0][:, 0]
 
     def shade(self, p: Place) -> Tensor:
         """Brightness: dark where two locks touch, a coil on each; [N]."""
+        if recorded(p.x) is not None:
+            return self._recorded_shade(p)
         near, number = self._near(p)
         lock = number[:, 0]
         points = torch.stack([p.x, p.y, p.z], -1)
@@ -68,4 +75,38 @@ class Curls:
         round_it = torch.atan2((out * self.above.to(points)[lock]).sum(-1), (out * self.right.to(points)[lock]).sum(-1))
         coil = torch.cos(6.5 * torch.acos(along) - round_it)
         groove = (1 - (near[:, 1] - near[:, 0]) / 0.035).clamp(0, 1)
+        return 1.04 + 0.13 * coil - 0.45 * groove
+
+    def _recorded(self, p: Place) -> tuple[Any, Any, Any]:
+        """`_near` as values on a tape: both distances, and the number of the nearest lock."""
+        first: Any = None
+        second: Any = None
+        lock: Any = None
+        for i, (centre, radius) in enumerate(zip(self.centres.tolist(), self.radii.tolist(), strict=True)):
+            d = sdf.sphere(p.x, p.y, p.z, centre, radius)
+            if first is None:
+                first, second, lock = d, d + 9.0, torch.zeros_like(d)
+                continue
+            lock = torch.where(d < first, i, lock)
+            second = torch.minimum(second, torch.maximum(first, d))
+            first = torch.minimum(first, d)
+        return first, second, lock
+
+    def _recorded_shade(self, p: Place) -> Any:
+        """`shade` as a value on a tape."""
+        first, second, lock = self._recorded(p)
+
+        def of_lock(table: Tensor) -> list[Any]:
+            return [lock.tape.gather(lock, column) for column in table.T.tolist()]
+
+        def dot(a: list[Any], b: list[Any]) -> Any:
+            return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+        out = [at - middle for at, middle in zip((p.x, p.y, p.z), of_lock(self.centres), strict=True)]
+        far = sdf.length(out[0], out[1], out[2]).clamp_min(1e-4)
+        out = [at / far for at in out]
+        along = dot(out, of_lock(self.axes)).clamp(-1, 1)
+        round_it = torch.atan2(dot(out, of_lock(self.above)), dot(out, of_lock(self.right)))
+        coil = torch.cos(6.5 * torch.acos(along) - round_it)
+        groove = (1 - (second - first) / 0.035).clamp(0, 1)
         return 1.04 + 0.13 * coil - 0.45 * groove

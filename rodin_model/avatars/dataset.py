@@ -50,7 +50,7 @@ def imagined_avatars(seed: int, count: int) -> list[Attributes]:
 
 def avatar_cameras(identity: int, views: int, size: int) -> list[Camera]:
     """The cameras of one avatar: the front (yaw 0, pitch 5 degrees), then seeded ones all around."""
-    return [Camera.orbit(0.0, 5.0, size), *sample_cameras(views - 1, identity, size)][:views]
+    return [Camera.orbit(0.0, 5.0, size), *sample_cameras(max(views - 1, 0), identity, size)][:views]
 
 
 def make_avatar(identity: int, recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -62,14 +62,22 @@ def make_avatar(identity: int, recipe: Recipe, device: torch.device | str = "cpu
     uint8 [N, 3]: the first `uniform` points fill the box, the others lie near the surface.
     """
     field = AvatarField(sample_attributes(identity), device)
-    cameras = avatar_cameras(identity, recipe.views, recipe.size)
-    pictures = render_views(field, cameras, background=0.0)
+    tensors = _seen(field, avatar_cameras(identity, recipe.views, recipe.size), recipe.size)
     points, distance, color = sample_points(field, recipe.uniform, recipe.surface, seed=identity)
+    return {**tensors, "points": points.half(), "distance": distance.half(), "color": _bytes(color)}
+
+
+def _seen(field: AvatarField, cameras: list[Camera], size: int) -> dict[str, Tensor]:
+    """The tensors of the pictures; without cameras, empty ones."""
+    if not cameras:
+        return {"images": torch.zeros(0, size, size, 4, dtype=torch.uint8),
+                "depth": torch.zeros(0, size, size, dtype=torch.float16),
+                "cam2world": torch.zeros(0, 4, 4), "intrinsics": torch.zeros(0, 4)}
+    pictures = render_views(field, cameras, background=0.0)
     return {"images": torch.stack([_rgba(picture) for picture in pictures]),
             "depth": torch.stack([picture.depth for picture in pictures]).half(),
             "cam2world": torch.stack([camera.cam2world for camera in cameras]),
-            "intrinsics": torch.stack([camera.intrinsics() for camera in cameras]),
-            "points": points.half(), "distance": distance.half(), "color": _bytes(color)}
+            "intrinsics": torch.stack([camera.intrinsics() for camera in cameras])}
 
 
 def _bytes(values: Tensor) -> Tensor:
@@ -225,19 +233,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder of the shards; made if it is absent")
     parser.add_argument("--count", type=int, required=True, help="number of avatars")
     parser.add_argument("--seed", type=int, default=0, help="0 is the training set, 1 the held-out set")
-    parser.add_argument("--views", type=int, default=8, help="pictures of an avatar, the first from the front")
+    parser.add_argument("--views", type=int, default=8, 
+                        help="pictures of an avatar, the first from the front; 0 for points alone")
     parser.add_argument("--size", type=int, default=128, help="width and height of the pictures in pixels")
-    parser.add_argument("--uniform", type=int, default=12_000, help="points in the whole box")
+    parser.add_argument("--uniform", type=int, default=12_000,
+                        help="points in the whole box; 0 here and for --surface for pictures alone")
     parser.add_argument("--surface", type=int, default=40_000, help="points near the surface")
     parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--first-shard", type=int, default=0, help="leave out the shards before this one")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
     options = parser.parse_args(arguments)
     try:
-        for name in ("count", "views", "size", "workers"):
+        for name in ("count", "size", "workers"):
             if getattr(options, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(options, name)}")
-        for name in ("seed", "uniform", "surface", "first_shard"):
+        for name in ("seed", "views", "uniform", "surface", "first_shard"):
             if getattr(options, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative; got {getattr(options, name)}")
         recipe = Recipe(options.seed, options.count, options.views, options.size, options.uniform, options.surface)

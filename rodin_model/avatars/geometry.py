@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from rodin_model.avatars.accessories import Earrings, Glasses, Hat, Headphones
 from rodin_model.avatars.attributes import Attributes
 from rodin_model.avatars.clothes import Clothes
 from rodin_model.avatars.face import Face
+from rodin_model.avatars.fused import FusedField, can_run
 from rodin_model.avatars.hair import FacialHair, Hair
 from rodin_model.avatars.head import Head
 from rodin_model.avatars.sdf import Place
@@ -30,12 +32,25 @@ SCALE, DROP = 1.08, 0.03
 _SHINE = {"leather jacket": 0.42, "afro": 0.03, "buzz cut": 0.03}
 _KEY = torch.nn.functional.normalize(torch.tensor([-0.40, 0.62, 0.68]), dim=0)
 _HALF = torch.nn.functional.normalize(torch.tensor([-0.25, 0.45, 0.86]), dim=0)
+#: The corners of a tetrahedron, between which differences give a slope.
+_CORNERS = torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, 1.0, 1.0]])
+
+
+@lru_cache(maxsize=16)
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Key light, half vector of the gloss, and corners on a device, copied there once."""
+    return _KEY.to(device), _HALF.to(device), _CORNERS.to(device)
 
 
 def _model(points: Tensor) -> Place:
     """Points of the box in the unit in which the parts are modelled."""
     x, y, z = (points / SCALE).T.contiguous().unbind(0)
     return Place(x, y + DROP / SCALE, z)
+
+
+def _place(x: Any, y: Any, z: Any) -> Place:
+    """The same of three coordinates that are recorded."""
+    return Place(x / SCALE, y / SCALE + DROP / SCALE, z / SCALE)
 
 
 @dataclass(frozen=True)
@@ -50,16 +65,23 @@ class Part:
 
 
 class AvatarField:
-    """Signed distance and shaded colour of the avatar that `attributes` describe, inside |coordinate| <= 0.93."""
+    """Signed distance and shaded colour of the avatar that `attributes` describe, inside |coordinate| <= 0.93.
 
-    def __init__(self, attributes: Attributes, device: torch.device | str = "cpu") -> None:
+    `fused` records the formulas and runs them by one kernel each (see `fused.FusedField`), to the same numbers but for
+    rounding; left out, it is so on a GPU with Triton.
+    """
+
+    def __init__(self, attributes: Attributes, device: torch.device | str = "cpu", *,
+                 fused: bool | None = None) -> None:
         self.attributes, self.device = attributes, torch.device(device)
-        self.parts = self._assemble(attributes)
+        recorded = can_run(self.device) if fused is None else fused
+        self.parts = self._assemble(attributes, torch.device("cpu") if recorded else self.device)
+        self.fused = FusedField(self.parts, _place, SCALE, self.device) if recorded else None
         self._chunk = 16_384 if self.device.type == "cpu" else 2_000_000
 
-    def _assemble(self, a: Attributes) -> list[Part]:
-        """The parts that this avatar has."""
-        device, head = self.device, Head(a)
+    def _assemble(self, a: Attributes, device: torch.device) -> list[Part]:
+        """The parts that this avatar has, with their constants on `device`."""
+        head = Head(a)
         face, clothes = Face(a, head, device), Clothes(a, head, device)
         warm = (0.66, 0.52, 0.50)
         parts = [Part("skin", lambda p: torch.minimum(head.skin(p), clothes.body(p)), face.skin, 0.10, warm),
@@ -88,6 +110,8 @@ class AvatarField:
     def nearest(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [N] and the index [N] (into `parts`) of the part that it belongs to."""
         points = self._check(points)
+        if self.fused is not None:
+            return self.fused.nearest(points)
         results = [self._nearest(_model(chunk)) for chunk in points.split(self._chunk)]
         if not results:
             return points.new_zeros(0), torch.zeros(0, dtype=torch.long, device=self.device)
@@ -112,6 +136,8 @@ class AvatarField:
         points = self._check(points)
         if which is None:
             which = self.nearest(points)[1]
+        if self.fused is not None:
+            return self._light(points, *self.fused.albedo(points, which))
         albedo, gloss, shadow = torch.zeros_like(points), points.new_zeros(len(points)), torch.ones_like(points)
         for i, part in enumerate(self.parts):
             index = (which == i).nonzero()[:, 0]
@@ -124,18 +150,19 @@ class AvatarField:
 
     def _light(self, points: Tensor, albedo: Tensor, gloss: Tensor, shadow: Tensor) -> Tensor:
         """Soft light on `albedo`: wrapped key light, occlusion read from the baked distances, gloss."""
+        key, half, _ = _constants(points.device)
         normal = self.normal(points)
-        wrapped = (0.42 + 0.58 * (normal @ _KEY.to(points.device))).clamp(0, 1)
+        wrapped = (0.42 + 0.58 * (normal @ key)).clamp(0, 1)
         open_sky = sum(w * (self.lookup(points + normal * h) / h).clamp(0, 1) for h, w in ((0.05, 0.45), (0.13, 0.55)))
         light = (0.12 + 0.88 * wrapped) * (0.50 + 0.50 * open_sky)
-        shine = (normal @ _HALF.to(points.device)).clamp_min(0) ** 14 * gloss * (0.4 + 0.6 * open_sky)
+        shine = (normal @ half).clamp_min(0) ** 14 * gloss * (0.4 + 0.6 * open_sky)
         color = albedo * (shadow + (1.06 - shadow) * light[:, None])
         return (color + shine[:, None] * (1 - 0.6 * color)).clamp(0, 1)
 
     def normal(self, points: Tensor) -> Tensor:
         """Unit normals [N, 3] at `points` [N, 3], from differences of the baked distances."""
         h = 1.6 / GRID
-        corners = points.new_tensor([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
+        corners = _constants(points.device)[2]
         around = (points[None] + h * corners[:, None]).reshape(-1, 3)
         values = self.lookup(around).reshape(4, -1)
         return torch.nn.functional.normalize(values.T @ corners, dim=-1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rodin_model.avatars.attributes import Attributes
+from rodin_model.avatars.fused import march, runs_on
 from rodin_model.avatars.geometry import AvatarField
 from rodin_model.cameras import Camera, box_near_far
 
@@ -71,6 +72,21 @@ def trace(field: AvatarField, origins: Tensor, directions: Tensor) -> tuple[Tens
     """Where rays [N, 3] first meet the surface: distances [N] (0 for those that miss) and part indices [N]."""
     near, far = box_near_far(origins, directions, 0.95)
     depth, which = torch.zeros_like(near), torch.zeros(len(near), dtype=torch.long, device=near.device)
+    if field.fused is None:
+        index, t = _step(field, origins, directions, near, far)
+    else:
+        rays = (origins, directions, near, far)
+        landing = march(field.grid, *rays, STEPS, CLOSE, STRIDE) if runs_on(near) else march_all(field, *rays)
+        index = (landing >= 0).nonzero()[:, 0]
+        t = landing[index]
+    gap, part = field.nearest(origins[index] + t[:, None] * directions[index])
+    depth[index] = t + gap.clamp(-0.02, 0.02)
+    which[index] = part
+    return depth, which
+
+
+def _step(field: AvatarField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the rays that come close to the surface, and how far along; rays that are done are dropped."""
     alive = (far > near).nonzero()[:, 0]
     o, d, t, end = origins[alive], directions[alive], near[alive].clone(), far[alive]
     landed, where = [], []
@@ -84,8 +100,16 @@ def trace(field: AvatarField, origins: Tensor, directions: Tensor) -> tuple[Tens
         alive, o, d, t, end = alive[keep], o[keep], d[keep], t[keep], end[keep]
         if not len(alive):
             break
-    index, t = torch.cat(landed), torch.cat(where)
-    gap, part = field.nearest(origins[index] + t[:, None] * directions[index])
-    depth[index] = t + gap.clamp(-0.02, 0.02)
-    which[index] = part
-    return depth, which
+    return torch.cat(landed), torch.cat(where)
+
+
+def march_all(field: AvatarField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor) -> Tensor:
+    """The same without dropping rays, [N]: where each lands, -1 where it misses; what `kernels.march` computes."""
+    t, going, landed = near.clone(), far > near, torch.full_like(near, -1.0)
+    for _ in range(STEPS):
+        gap = field.lookup(origins + t[:, None] * directions)
+        hit = gap < CLOSE
+        t = torch.where(going, t + torch.where(hit, gap, (gap * 0.92).clamp_min(STRIDE)), t)
+        landed = torch.where(going & hit, t, landed)
+        going = going & ~hit & (t < far)
+    return landed

@@ -26,6 +26,9 @@ def sample_points(field: AvatarField | Attributes, uniform: int = 12_000, surfac
         raise ValueError(f"uniform and surface must not be negative; got {uniform} and {surface}")
     if isinstance(field, Attributes):
         field = AvatarField(field)
+    if uniform + surface == 0:
+        none = torch.zeros(0, 3, device=field.device)
+        return none, none[:, 0], none
     rng = np.random.default_rng([0x907, seed])
     spread = torch.from_numpy(rng.uniform(-1, 1, (uniform, 3)).astype(np.float32)).to(field.device)
     skin = _surface(field, surface, rng)

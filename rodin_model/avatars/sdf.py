@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rodin_model.avatars.tape import recorded
+
 Vector = tuple[float, float, float]
 
 
@@ -40,6 +42,8 @@ class Place:
 
 def length(x: Tensor, y: Tensor, z: Tensor | None = None) -> Tensor:
     """Euclidean length of two or three coordinates."""
+    if (value := recorded(x)) is not None:
+        return value.length(y, z)
     square = x * x + y * y
     return torch.sqrt(square if z is None else square + z * z)
 
@@ -82,12 +86,16 @@ def ring(across: Tensor, along: Tensor, height: Tensor, radius: float, tube: flo
 
 def union(a: Tensor, b: Tensor, blend: float) -> Tensor:
     """Union whose seam is filled over a width of `blend` (quadratic smooth minimum)."""
+    if (value := recorded(a)) is not None:
+        return value.union(b, blend)
     h = (blend - (a - b).abs()).clamp_min(0.0)
     return torch.minimum(a, b) - h * h * (0.25 / blend)
 
 
 def meet(a: Tensor, b: Tensor, blend: float) -> Tensor:
     """Intersection with edges rounded over a width of `blend`; `meet(a, -b, blend)` cuts b out of a."""
+    if recorded(a) is not None:
+        return -union(-a, -b, blend)
     h = (blend - (a - b).abs()).clamp_min(0.0)
     return torch.maximum(a, b) + h * h * (0.25 / blend)
 
@@ -104,7 +112,7 @@ def inside(distance: Tensor, soft: float = 0.008) -> Tensor:
 
 def mix(base: Tensor, other: Tensor, weight: Tensor | float) -> Tensor:
     """Colours [N, 3] (or [3]) blended by `weight` [N] or a number."""
-    w = weight[:, None] if isinstance(weight, Tensor) else weight
+    w = weight if isinstance(weight, int | float) else weight[:, None]
     return base + (other - base) * w
 
 
