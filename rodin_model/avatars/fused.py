@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rodin_kernels.launch import device_guard, launch_options
+from rodin_model.avatars import sdf
 from rodin_model.avatars.sdf import Place
 from rodin_model.avatars.tape import Program, Tape, channels
 
@@ -25,9 +27,32 @@ RAYS = 64
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@lru_cache(maxsize=16)
 def can_run(device: torch.device) -> bool:
-    """Whether Triton is installed and `device` is one that it compiles for."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    """Whether Triton is installed, compiles for `device`, and computes there what torch computes; tried once."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    try:
+        fault = _fault(device)
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+    if fault:
+        warnings.warn(f"avatars are made without fused kernels, many times slower: {fault}", stacklevel=2)
+    return not fault
+
+
+def _fault(device: torch.device) -> str:
+    """What the kernel gets wrong in a short program, empty if nothing."""
+    tape = Tape()
+    x, y, z = (cast(Any, tape.input(i)) for i in range(3))
+    value = torch.where(sdf.length(x, y, z) < 1, torch.atan2(x, y) * 0.3, torch.sin(4 * z).clamp(-0.5, 0.9))
+    tape.output(sdf.union(value, torch.exp(-y * y) / (x.abs() + 0.5), 0.4))
+    program = tape.finish().to(device)
+    points = torch.linspace(-1.1, 1.2, 3 * 4099, device=device).reshape(4099, 3).T.contiguous()
+    wrong = ~((run(program, points) - program.play(points)).abs() <= 1e-4)
+    if wrong.float().mean() <= 0.01:
+        return ""
+    return f"{int(wrong.sum())} of {points.shape[1]} results of a trial are wrong"
 
 
 class FusedField:

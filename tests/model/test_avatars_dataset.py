@@ -62,6 +62,16 @@ def test_cameras_and_pictures_come_back(folder: Path) -> None:
     torch.testing.assert_close(data.images(1)[1], picture.rgb, rtol=0, atol=0.012)
 
 
+@pytest.mark.parametrize("recipe", [Recipe(count=2, views=0, size=16, uniform=20, surface=30),
+                                    Recipe(count=2, views=2, size=16, uniform=0, surface=0)])
+def test_points_alone_and_pictures_alone(recipe: Recipe, tmp_path: Path) -> None:
+    assert build(tmp_path, recipe, progress=False) == [0] and build(tmp_path, recipe, progress=False) == []
+    data, points = AvatarDataset(tmp_path), recipe.uniform + recipe.surface
+    assert data.images(1).shape == (recipe.views, 16, 16, 3) and data.depth(1).shape == (recipe.views, 16, 16)
+    assert len(data.cameras(1)) == recipe.views
+    assert [tuple(t.shape) for t in data.points(1)] == [(points, 3), (points,), (points, 3)]
+
+
 def test_same_seed_same_bytes_whatever_the_threads(folder: Path, tmp_path: Path) -> None:
     path = write_shard(tmp_path, 0, TINY)
     assert digest(path) == digest(folder / path.name)

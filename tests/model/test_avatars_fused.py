@@ -142,6 +142,13 @@ def test_colours_mix_like_tensors() -> None:
     torch.testing.assert_close(tape.finish().play(x[None]).T, expected)
 
 
+def test_the_trial_before_kernels_are_used_sees_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert fused._fault(cpu) == "" and not fused.can_run(cpu)
+    monkeypatch.setattr(fused, "run", lambda program, inputs: 1.1 * program.play(inputs))
+    assert "results of a trial are wrong" in fused._fault(cpu)
+
+
 @pytest.mark.interpret
 @pytest.mark.parametrize("count", [0, 1, 1000])
 def test_the_kernel_plays_every_instruction(count: int) -> None:
@@ -185,6 +192,7 @@ def test_the_kernel_marches_like_the_steps_in_torch() -> None:
 def test_a_gpu_makes_the_same_avatar(seed: int) -> None:
     recipe = Recipe(views=3, size=64, uniform=2000, surface=6000)
     device = torch.device("cuda")
+    assert fused.can_run(device) and AvatarField(sample_attributes(seed), device).fused is not None
     found = make_avatar(seed, recipe, device)
     compare_avatars(found, make_avatar(seed, recipe))
     again = make_avatar(seed, recipe, device)
