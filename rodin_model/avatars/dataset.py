@@ -1,7 +1,9 @@
 """The data set: shards of avatars with pictures, depths, cameras and points, made from seeds and read lazily.
 
     python -m rodin_model.avatars.dataset --output data/train --count 1200 --seed 0
+    python -m rodin_model.avatars.dataset --output data/train --count 4000 --views 6 --device cuda --workers 12
 
+On a GPU most of an avatar's time is the host's: use nearly as many workers as there are cores.
 Avatar i of seed S is `sample_attributes(S * 1_000_000 + i)`, so a shard does not depend on how many workers made it,
 and a run that was stopped goes on where it was: shards that exist are kept, and none is ever half written.
 """

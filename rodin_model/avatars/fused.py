@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Threads of a program, and programs in flight for each multiprocessor; their registers should fit its first cache.
 THREADS, RESIDENT = 128, 16
+#: Threads that run in step.
+WAVE = 64 if torch.version.hip else 32
 #: Rays of a program of `march`.
 RAYS = 64
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -128,7 +130,7 @@ def run(program: Program, inputs: Tensor) -> Tensor:
     with device_guard(inputs):
         kernels.play[(programs,)](program.code, program.constants, program.table, inputs, outputs, scratch,
                                   program.code.shape[0], count, program.registers, BLOCK=threads,
-                                  **launch_options(THREADS // 32, 1))
+                                  **launch_options(THREADS // WAVE, 1))
     return outputs
 
 
@@ -142,7 +144,7 @@ def march(grid: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: 
     if len(near):
         with device_guard(near):
             kernels.march[(-(-len(near) // rays),)](
-                grid, origins.contiguous(), directions.contiguous(), near.contiguous(), far.contiguous(), landed,
+                grid.contiguous(), origins.contiguous(), directions.contiguous(), near.contiguous(), far.contiguous(), landed,
                 len(near), close, stride, STEPS=steps, SIZE=grid.shape[0], BLOCK=rays, **launch_options(1, 1))
     return landed
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from rodin_kernels.aot import Case, compile_case
 from rodin_model.avatars import dataset, fused, pictures
 from rodin_model.avatars.attributes import CHOICES, SHAPE, Attributes, sample_attributes
 from rodin_model.avatars.dataset import Recipe, make_avatar
@@ -197,6 +199,19 @@ def test_a_gpu_makes_the_same_avatar(seed: int) -> None:
     compare_avatars(found, make_avatar(seed, recipe))
     again = make_avatar(seed, recipe, device)
     assert all(torch.equal(found[name], again[name]) for name in found), "twice the same bytes"
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
+def test_no_thread_needs_what_another_wrote() -> None:
+    pytest.importorskip("triton")
+    from rodin_model.avatars import kernels
+
+    pointers = ("code", "constants", "table", "inputs", "outputs", "scratch")
+    types = {**dict.fromkeys(pointers, "*fp32"), "code": "*i32", "rows": "i32", "count": "i32", "registers": "i32"}
+    case = Case("play", kernels.play, types, {"BLOCK": fused.THREADS}, fused.THREADS // 32, 1, pointers)
+    report = compile_case(case, "sm_90")
+    assert report.shared == 0 and "bar.sync" not in report.intermediate
+    assert set(report.stores) == {32} and report.occupancy == 1
 
 
 @pytest.mark.gpu
