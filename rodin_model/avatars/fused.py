@@ -144,8 +144,8 @@ def march(grid: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: 
     if len(near):
         with device_guard(near):
             kernels.march[(-(-len(near) // rays),)](
-                grid.contiguous(), origins.contiguous(), directions.contiguous(), near.contiguous(), far.contiguous(), landed,
-                len(near), close, stride, STEPS=steps, SIZE=grid.shape[0], BLOCK=rays, **launch_options(1, 1))
+                grid.contiguous(), origins.contiguous(), directions.contiguous(), near.contiguous(), far.contiguous(),
+                landed, len(near), close, stride, STEPS=steps, SIZE=grid.shape[0], BLOCK=rays, **launch_options(1, 1))
     return landed
 
 
