@@ -70,8 +70,9 @@ class Tape:
             if node in needed:
                 needed.update(self.rows[node][1])
         last = {operand: node for node in sorted(needed) for operand in self.rows[node][1]}
-        code: list[list[int]] = []
-        constants: list[list[float]] = []
+        # flat lists, which become tensors several times faster than nested ones
+        code: list[int] = []
+        constants: list[float] = []
         place: dict[int, int] = {}
         free: list[int] = []
         registers = 0
@@ -88,11 +89,13 @@ class Tape:
                     free.append(registers)
                     registers += 1
                 target = place[node] = free.pop()
-            code.append([NUMBER[name], target, *sources, *[0] * (3 - len(sources))])
+            code += (NUMBER[name], target, *sources, *(0, 0, 0)[len(sources):])
             # extra constants stand at the end, operands' at the beginning
-            constants.append([*affine, *[0.0] * (6 - len(affine)), *extra, *[0.0] * (2 - len(extra))])
-        return Program(torch.tensor(code, dtype=torch.int32), torch.tensor(constants, dtype=torch.float32),
-                       torch.tensor(self.tables or [0.0], dtype=torch.float32), max(registers, 1), len(self._outputs))
+            constants += (*affine, *(0.0,) * (6 - len(affine)), *extra, *(0.0, 0.0)[len(extra):])
+        words = torch.tensor(code, dtype=torch.int32).reshape(-1, WORDS)
+        numbers = torch.tensor(constants, dtype=torch.float32).reshape(-1, CONSTANTS)
+        table = torch.tensor(self.tables or [0.0], dtype=torch.float32)
+        return Program(words, numbers, table, max(registers, 1), len(self._outputs))
 
 
 class Value:
