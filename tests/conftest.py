@@ -40,15 +40,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if NATIVE and interpreted is not None and not interpreted.kwargs.get("only"):
             item.add_marker(pytest.mark.gpu)
             interpreted = None
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-        if "multigpu" in item.keywords and torch.cuda.device_count() < 2:
+        if item.get_closest_marker("multigpu") and torch.cuda.device_count() < 2:
             item.add_marker(pytest.mark.skip(reason="needs two GPUs"))
         if interpreted is not None and not interpreting:
             item.add_marker(pytest.mark.skip(reason="needs TRITON_INTERPRET=1"))
-        if "slow" in item.keywords and not config.getoption("--slow"):
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
-        if NATIVE and "gpu" in item.keywords and isinstance(item, pytest.Function):
+        if NATIVE and item.get_closest_marker("gpu") and isinstance(item, pytest.Function):
             _group(config, item)
 
 

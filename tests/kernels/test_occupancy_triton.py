@@ -1,4 +1,4 @@
-"""The occupancy grid's kernel, interpreted or on a GPU, against float64; and that kernels decode nothing in empty space.
+"""The occupancy grid's kernel, interpreted or on a GPU, against float64; and that empty space costs no decoding.
 
 The tests marked `interpret` run in a process of their own, which the last test starts.
 """
