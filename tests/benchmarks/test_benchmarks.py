@@ -15,7 +15,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import avatar, convolution, loan, plots, predictions, readme, rendering, report, run, sampling, supervise
+from benchmarks import (
+    avatar,
+    convolution,
+    loan,
+    plots,
+    predictions,
+    readme,
+    rendering,
+    report,
+    run,
+    sampling,
+    supervise,
+)
 from benchmarks.case import OURS, Case, Contender, Target, Tensors
 from benchmarks.ceilings import Ceilings
 from benchmarks.clock import CpuClock, saved_bytes
