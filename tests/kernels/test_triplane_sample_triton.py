@@ -132,6 +132,8 @@ def check(case: dict[str, Any]) -> None:
     points = amid_poison(points_off_borders(views or shape[0], options.pop("count", 13), shape[2:]))
     with poisoned(around=64):
         ours = results(planes, points, "triton", **options)
+    # what plain PyTorch computes on a GPU need not repeat
+    torch.use_deterministic_algorithms(False)
     exact = results(planes, points, "reference", torch.float64, **options)
     plain = results(planes.float(), points, "reference", **options)
     for what, mine, best, low in zip(("features", "planes", "points"), ours, exact, plain, strict=True):
