@@ -43,7 +43,16 @@ def supervised(arguments: Sequence[str], seconds: float, folder: Path) -> int:
     Returns:
         The exit status of the last process; 1 if time was up.
     """
-    end, resume = time.monotonic() + seconds, False
+    # whoever ends this process ends the one that it watches
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return _all(arguments, time.monotonic() + seconds, folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _all(arguments: Sequence[str], end: float, folder: Path) -> int:
+    resume = False
     if "--seconds" in arguments:
         place = list(arguments).index("--seconds")
         arguments = [*arguments[:place], *arguments[place + 2:]]
@@ -61,13 +70,17 @@ def _watched(command: Sequence[str], folder: Path) -> int:
     """One process, ended when a case takes too long."""
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, CHILD: "1"}, start_new_session=True)
     begin = time.monotonic()
-    while (status := process.poll()) is None:
-        time.sleep(0.2)
-        running = in_flight(folder)
-        since, limit = (begin, LONGEST_START) if running is None else (max(running[1], begin), LONGEST_CASE)
-        if time.monotonic() - since > limit:
+    try:
+        while (status := process.poll()) is None:
+            time.sleep(0.2)
+            running = in_flight(folder)
+            since, limit = (begin, LONGEST_START) if running is None else (max(running[1], begin), LONGEST_CASE)
+            if time.monotonic() - since > limit:
+                os.killpg(process.pid, signal.SIGKILL)
+        return status
+    finally:
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return status
 
 
 def in_flight(folder: Path) -> tuple[str, float] | None:
