@@ -13,7 +13,7 @@ import torch
 from . import report
 from .clock import CpuClock, GpuClock
 from .run import RESULTS, TOTAL_SECONDS, run, warmed
-from .supervise import CHILD, note, supervised
+from .supervise import CHILD, supervised
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,8 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available() and options.device != "cpu"
     level = "smoke" if options.smoke else "quick" if options.quick else "full"
     if on_gpu and not options.warm and CHILD not in os.environ:
-        if not options.resume:
-            note(options.output, None)
         return supervised(given, options.seconds or TOTAL_SECONDS[level], options.output)
     clock = GpuClock() if on_gpu else CpuClock()
     if options.warm:

@@ -126,8 +126,8 @@ def _cases(level: str, clock: Clock, operators: Sequence[str], modules: Sequence
     for name in modules:
         try:
             found = importlib.import_module(f"benchmarks.{name}").cases(level, clock.device)
-        except (ImportError, FileNotFoundError) as error:
-            skipped.append(f"{name}: {error}")
+        except Exception as error:  # packages or files may be missing, and much else may fail on a new device
+            skipped.append(f"{name}: {type(error).__name__}: {error}")
             yield name
             continue
         waiting.append([case for case in found if not operators or case.operator in operators])

@@ -20,7 +20,7 @@ from .machine import ROOT
 
 #: Exit status of a process whose GPU answers no more.
 BROKEN = 3
-#: Seconds after which a case counts as hung, and the start of a process.
+#: Seconds after which a case counts as hung, and what a process does before one.
 LONGEST_CASE, LONGEST_START = 75.0, 120.0
 #: Set for the process that runs the cases.
 CHILD = "RODIN_BENCHMARKS_CHILD"
@@ -53,6 +53,8 @@ def supervised(arguments: Sequence[str], seconds: float, folder: Path) -> int:
 
 def _all(arguments: Sequence[str], end: float, folder: Path) -> int:
     resume = False
+    if "--resume" not in arguments:
+        note(folder, None)
     if "--seconds" in arguments:
         place = list(arguments).index("--seconds")
         arguments = [*arguments[:place], *arguments[place + 2:]]
@@ -69,13 +71,13 @@ def _all(arguments: Sequence[str], end: float, folder: Path) -> int:
 def _watched(command: Sequence[str], folder: Path) -> int:
     """One process, ended when a case takes too long."""
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, CHILD: "1"}, start_new_session=True)
-    begin = time.monotonic()
+    seen = time.monotonic()
     try:
         while (status := process.poll()) is None:
             time.sleep(0.2)
-            running = in_flight(folder)
-            since, limit = (begin, LONGEST_START) if running is None else (max(running[1], begin), LONGEST_CASE)
-            if time.monotonic() - since > limit:
+            running, now = in_flight(folder), time.monotonic()
+            seen = seen if running is None else now
+            if now - seen > LONGEST_START or (running is not None and now - running[1] > LONGEST_CASE):
                 os.killpg(process.pid, signal.SIGKILL)
         return status
     finally:
