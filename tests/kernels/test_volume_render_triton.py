@@ -91,8 +91,10 @@ def test_sums_and_every_gradient_keep_the_budget(name: str, other_dtype: torch.d
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("channels, hidden", [(32, (64, 64)), (16, (128,)), (64, (64, 64)), (80, (32,))])
+@pytest.mark.parametrize("channels, hidden, dtype", [
+    (32, (64, 64), torch.float32), (32, (64, 64), torch.float16), (32, (64, 64), torch.bfloat16),
+    (16, (128,), torch.bfloat16), (64, (64, 64), torch.bfloat16), (80, (32,), torch.bfloat16),
+])  # fmt: skip
 def test_on_a_gpu(channels: int, hidden: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_right({"dtype": dtype, "channels": channels, "decoder": {"hidden": hidden, "activation": "silu"},
                   "rays": 300, "image_width": 20, "occupancy": (2, 5, 5, 5), "num_samples": 12})
