@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from . import report
 from .clock import CpuClock, GpuClock
-from .run import RESULTS, run
+from .run import RESULTS, TOTAL_SECONDS, run, warmed
+from .supervise import CHILD, supervised
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,6 +24,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     p.add_argument("--operator", action="append", default=[], choices=report.OPERATORS, help="only this; repeatable")
     p.add_argument("--seconds", type=float, help="start no case after so many seconds")
+    p.add_argument("--resume", action="store_true", help="go on where a process stopped that wrote to the same folder")
+    p.add_argument("--warm", metavar="I/N", nargs="?", const="0/1",
+                   help="on a GPU: only compile, compare and time nothing; every N-th case from the I-th on, so that N "
+                        "processes can share the work")
     p.add_argument("--threads", type=int, help="of the CPU; default: PyTorch's choice")
     p.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="default: benchmarks/results")
     p.add_argument("--write-readme", action="store_true", help="refresh the README's section from kept results; no run")
@@ -49,10 +55,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     on_gpu = torch.cuda.is_available() and options.device != "cpu"
-    clock = GpuClock() if on_gpu else CpuClock()
     level = "smoke" if options.smoke else "quick" if options.quick else "full"
+    if on_gpu and not options.warm and CHILD not in os.environ:
+        return supervised(given, options.seconds or TOTAL_SECONDS[level], options.output)
+    clock = GpuClock() if on_gpu else CpuClock()
+    if options.warm:
+        first, count = map(int, options.warm.split("/"))
+        warmed(level, clock, operators=options.operator, seconds=options.seconds, shard=(first, count),
+               say=lambda line: print(line, flush=True))
+        return 0
     results = run(level, clock, operators=options.operator, seconds=options.seconds, folder=options.output,
-                  arguments=given, say=lambda line: print(line, flush=True))
+                  arguments=given, say=lambda line: print(line, flush=True), resume=options.resume)
     print(f"\n{report.markdown(results)}")
     print(f"written: {options.output / results['slug']}.json, .md, -time.svg, -memory.svg, -roofline.svg")
     for line in report.red(results):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rodin_kernels.testing import random_tensor
+
 Tensors = dict[str, Tensor]
 Call = Callable[[Tensors], Tensor]
 
@@ -17,6 +19,14 @@ LEVELS = ("smoke", "quick", "full")
 PASSES = ("forward", "backward", "both")
 #: The name of our own contender in every case.
 OURS = "rodin_kernels"
+
+
+def random(*shape: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A normally distributed tensor, drawn where it will be: a CPU takes seconds for what a GPU's benchmark needs."""
+    if device.type == "cpu":
+        return random_tensor(*shape, seed=seed, dtype=dtype, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
 
 
 def unchanged(tensors: Tensors) -> Tensors:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rodin_kernels.testing import assert_within_budget, random_tensor
+from rodin_kernels.testing import assert_within_budget
 
-from .case import OURS, Call, Case, Contender, Tensors
+from .case import OURS, Call, Case, Contender, Tensors, random
 
 #: Root mean square error, relative to the exact result's, up to which a rival counts as the same function; low
 #: precision may round more often than that: the larger of this and so many machine epsilons.
@@ -70,6 +70,7 @@ class Judge:
 
     def __init__(self, case: Case, tensors: Tensors) -> None:
         self.case, self.tensors = case, tensors
+        self._drawn: Tensor | None = None
         narrow, self.index = self._narrowed()
         self.coarsest = max(torch.finfo(t.dtype).eps for t in tensors.values() if t.is_floating_point())
         if case.least_psnr is not None:
@@ -78,12 +79,17 @@ class Judge:
             return
         self._sizes: dict[str, Tensor] = {}
         self.double = {name: t.double() if t.is_floating_point() else t for name, t in narrow.items()}
+        # float64 is not worth a search for the fastest way
+        searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
         self.exact = evaluate(case.reference, self.double, case.leaves, self._cotangent)
+        torch.backends.cudnn.benchmark = searches
         self.plains = [evaluate(case.reference, narrow, case.leaves, self._cotangent)]
         self.narrow = narrow
 
     def _cotangent(self, result: Tensor) -> Tensor:
-        return random_tensor(*result.shape, seed=99, dtype=self.case.dtype, device=result.device)
+        if self._drawn is None or self._drawn.shape != result.shape:
+            self._drawn = random(*result.shape, seed=99, dtype=self.case.dtype, device=result.device)
+        return self._drawn
 
     def _full_cotangent(self, result: Tensor) -> Tensor:
         """The same numbers in the checked rows and zeros elsewhere, so that gradients are those of these rows."""

@@ -92,6 +92,23 @@ def measure(case: Case, clock: Clock, ceilings: Ceilings, seconds: float) -> lis
     return rows
 
 
+def warm(case: Case, clock: Clock) -> list[str]:
+    """Run once what is compiled, ours and rivals under torch.compile; returns in words what failed."""
+    tensors, failures = case.make(clock.device), []
+    for contender in case.contenders:
+        if not (contender.compiled or contender.name.startswith(OURS)):
+            continue
+        try:
+            job = Job(case, contender, compiled(contender), tensors)
+            job.forward()
+            if case.leaves:
+                job.both()
+        except Exception as error:  # as in `_admitted`
+            failures.append(f"{contender.name} {_one_line(error)}")
+            _forget()
+    return failures
+
+
 def _admitted(case: Case, contender: Contender, judge: Judge, tensors: Tensors) -> tuple[Row, Job | None]:
     """The contender's row and, if it passed the judge, its job."""
     row: Row = {"operator": case.operator, "case": case.name, "size": case.size, "size_name": case.size_name,

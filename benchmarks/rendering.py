@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from rodin_kernels import RODINHD, Rendered, TinyDecoder, render_triplane, render_triplane_reference
-from rodin_kernels.testing import random_tensor
 
 from . import peers
-from .case import OURS, Case, Contender, Target, Tensors, Work, channels_last, contiguous, forward_backward, short
+from .case import (
+    OURS,
+    Case,
+    Contender,
+    Target,
+    Tensors,
+    Work,
+    channels_last,
+    contiguous,
+    forward_backward,
+    random,
+    short,
+)
 from .plain_renderer import Scene, box_near_far, checkpointed, chunked, materialised, rays_of_a_view
 
 PUBLISHED, CHUNKED, CHECKPOINTED = "every sample kept", "chunks of 4096 rays", "chunks, checkpointed"
@@ -30,6 +41,8 @@ def cases(level: str, device: torch.device) -> list[Case]:
         return [case(side, 64, 32, 256, torch.float32, level, device) for side in sizes]
     sizes = (512, 128) if level == "quick" else (512, 256, 128, 64)
     found = [case(side, 96, 32, 256, torch.bfloat16, level, device) for side in sizes]
+    if level == "quick":
+        found += [case(256, 96, 32, 256, dtype, level, device) for dtype in (torch.float32, torch.float16)]
     if level == "full":
         found += [case(512, 96, 32, 256, torch.float32, level, device),
                   case(128, 128, 80, 64, torch.float32, level, device)]
@@ -48,12 +61,12 @@ def case(side: int, samples: int, channels: int, size: int, dtype: torch.dtype, 
     def make(device: torch.device) -> Tensors:
         origins, directions = rays_of_a_view(side, device)
         near, far = box_near_far(origins, directions)
-        planes = random_tensor(1, 3, channels, size, size, seed=7, dtype=dtype, device=device)
+        planes = random(1, 3, channels, size, size, seed=7, dtype=dtype, device=device)
         widths = (channels, 64, 64, 4)
         tensors = {"planes": planes, "origins": origins, "directions": directions, "near": near, "far": far}
         for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            tensors[f"weight{i}"] = random_tensor(b, a, seed=8 + i, dtype=dtype, device=device) * (2 / a) ** 0.5
-            tensors[f"bias{i}"] = random_tensor(b, seed=18 + i, dtype=dtype, device=device) * 0.1
+            tensors[f"weight{i}"] = random(b, a, seed=8 + i, dtype=dtype, device=device) * (2 / a) ** 0.5
+            tensors[f"bias{i}"] = random(b, seed=18 + i, dtype=dtype, device=device) * 0.1
         return tensors
 
     def ours(x: Tensors, render: Callable[..., Rendered] = render_triplane) -> Tensor:
@@ -72,7 +85,7 @@ def case(side: int, samples: int, channels: int, size: int, dtype: torch.dtype, 
                   Contender(CHUNKED, lambda x: chunked(scene, x), contiguous("planes"))]
     if level == "full" or device.type == "cuda":
         contenders.append(Contender(CHECKPOINTED, lambda x: checkpointed(scene, x), contiguous("planes")))
-    if level == "full":
+    if level == "full" or (level == "quick" and device.type == "cuda" and side == 512):
         contenders.append(Contender(f"torch.compile: {PUBLISHED}", lambda x: materialised(scene, x),
                                     contiguous("planes"), compiled=True))
     contenders += peers.renderers(scene, device)

@@ -50,7 +50,9 @@ def assert_within_budget(
     assert exact64.dtype == torch.float64, f"{label}exact64 must be float64; got {exact64.dtype}"
     if actual.numel() == 0:
         return
-    got, exact, plain = (t.detach().to("cpu", torch.float64) for t in (actual, exact64, plain_low))
+    # where the tensors are, if that is a place for float64
+    place = exact64.device
+    got, exact, plain = (t.detach().to(place, torch.float64) for t in (actual, exact64, plain_low))
     finite = exact.isfinite()
     assert torch.equal(got.isfinite(), finite), f"{label}finite values in different places than in the exact result"
     error, allowed_error = (torch.where(finite, (t - exact).abs(), 0.0) for t in (got, plain))
@@ -63,10 +65,10 @@ def assert_within_budget(
     )
     for name, measure in measures:
         have, allowed = measure(error).item(), factor * (measure(allowed_error).item() + slack)
-        place = [int(i) for i in torch.unravel_index(worst, exact.shape)]
+        index = [int(i) for i in torch.unravel_index(worst, exact.shape)]
         assert have <= allowed, (
             f"{label}{name} {have:.3e} exceeds the budget {allowed:.3e} ({factor} x plain PyTorch's); "
-            f"worst at {place}: {got.flatten()[worst].item():.9g} instead of {exact.flatten()[worst].item():.9g}"
+            f"worst at {index}: {got.flatten()[worst].item():.9g} instead of {exact.flatten()[worst].item():.9g}"
         )
 
 
@@ -156,13 +158,16 @@ def random_tensor(
     *shape: int,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
-    """A normally distributed tensor that depends on `seed` and shape alone, not on dtype, device or global state."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    return values.to(device=device, dtype=dtype).requires_grad_(requires_grad)
+    """A normally distributed tensor that depends on `seed` and shape alone, not on dtype, device or global state.
+
+    Without a device it is made on PyTorch's default one.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return values.to(device=device or torch.get_default_device(), dtype=dtype).requires_grad_(requires_grad)
 
 
 def random_planes(
@@ -173,7 +178,7 @@ def random_planes(
     seed: int = 0,
     storage: str = "contiguous",
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """Normally distributed planes [B, 3, C, size, size] in one of the `STORAGES`, on which the values do not depend."""
     planes = random_tensor(batch, 3, channels, size, size, seed=seed, dtype=dtype, device=device)

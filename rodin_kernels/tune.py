@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import RODINHD, TinyDecoder, configs, render_triplane, rollout_conv, sample_triplane
-from .configs import Config, Question
+from . import RODINHD, TinyDecoder, ahead, configs, render_triplane, rollout_conv, sample_triplane
+from .configs import Config, Question, Value
 from .testing import random_tensor
 
 #: A change of the result by more than this, relative to its size, refuses a candidate: it is no rounding.
@@ -29,6 +29,26 @@ TOLERANCE = 2e-2
 #: A candidate must be faster by this share, so that noise does not decide.
 GAIN = 0.02
 Step = Callable[[], Sequence[Tensor]]
+_LOW, _FULL = torch.bfloat16, torch.float32
+#: What is tuned, what matters most first: planes' batch, channels, size and outputs; channels, size and number of
+#: points; channels, side of the picture and samples of a ray.
+JOBS: tuple[tuple[Any, ...], ...] = (
+    ("rollout_conv", 8, 192, 64, 192, _LOW), ("render_triplane", 32, 512, 96, _LOW),
+    ("sample_triplane", 32, 256, 1 << 22, _LOW), ("sample_triplane", 32, 256, 1 << 22, _FULL),
+    ("rollout_conv", 8, 64, 256, 64, _LOW), ("render_triplane", 32, 512, 96, _FULL),
+    ("rollout_conv", 8, 192, 64, 192, _FULL), ("rollout_conv", 1, 192, 64, 192, _LOW),
+    ("rollout_conv", 8, 128, 256, 128, _LOW), ("rollout_conv", 8, 384, 64, 384, _LOW),
+    ("render_triplane", 32, 128, 64, _LOW), ("render_triplane", 16, 256, 64, _LOW),
+    ("sample_triplane", 32, 256, 1 << 18, _LOW), ("sample_triplane", 40, 64, 1 << 22, _LOW),
+    ("sample_triplane", 80, 64, 1 << 22, _LOW), ("rollout_conv", 1, 64, 512, 64, _LOW),
+    *(("rollout_conv", *shape, _FULL) for shape in ((1, 192, 64, 192), (8, 64, 256, 64), (8, 128, 256, 128),
+                                                    (1, 64, 512, 64), (8, 384, 64, 384))),
+    ("sample_triplane", 32, 256, 1 << 18, _FULL), ("sample_triplane", 40, 64, 1 << 22, _FULL),
+    ("sample_triplane", 80, 64, 1 << 22, _FULL), ("render_triplane", 32, 128, 64, _FULL),
+    ("render_triplane", 16, 256, 64, _FULL),
+)
+#: With `--ahead`, jobs whose candidates are compiled at once, and the share of the time for it.
+TOGETHER, AHEAD_SHARE = 3, 0.7
 
 
 class Job(NamedTuple):
@@ -41,25 +61,31 @@ class Job(NamedTuple):
 
 def tiny_jobs() -> Iterator[Job]:
     """One small shape an operator, for a rehearsal in Triton's interpreter."""
+    for number in (0, 2, 1):
+        yield tiny_job(number)
+
+
+def tiny_job(number: int) -> Job:
+    """A small shape of the operator of a job in `JOBS`."""
     device, dtype = torch.device("cpu"), torch.float32
-    yield _convolution(1, 2, 3, 2, dtype, device, "triton")
-    yield _sampling(8, 4, 9, dtype, device, "triton")
-    yield _rendering(4, 2, 3, dtype, device, "triton", size=4)
+    operator = JOBS[number][0]
+    if operator == "rollout_conv":
+        return _convolution(1, 2, 3, 2, dtype, device, "triton")
+    if operator == "sample_triplane":
+        return _sampling(8, 4, 9, dtype, device, "triton")
+    return _rendering(4, 2, 3, dtype, device, "triton", size=4)
 
 
 def jobs(device: torch.device) -> Iterator[Job]:
-    """The shapes of Rodin, RodinHD, EG3D, TripoSR and OpenLRM, one after another; tensors are made when asked for."""
-    shapes = ((8, 192, 64, 192), (1, 192, 64, 192), (8, 64, 256, 64), (8, 128, 256, 128), (1, 64, 512, 64),
-              (8, 384, 64, 384))
-    for shape in shapes:
-        for dtype in (torch.bfloat16, torch.float32):
-            yield _convolution(*shape, dtype, device)
-    for channels, size, count in ((32, 256, 1 << 22), (32, 256, 1 << 18), (40, 64, 1 << 22), (80, 64, 1 << 22)):
-        for dtype in (torch.bfloat16, torch.float32):
-            yield _sampling(channels, size, count, dtype, device)
-    for channels, side, samples in ((32, 512, 96), (32, 128, 64), (16, 256, 64)):
-        for dtype in (torch.bfloat16, torch.float32):
-            yield _rendering(channels, side, samples, dtype, device)
+    """The shapes of Rodin, RodinHD, EG3D, TripoSR and OpenLRM, `JOBS`; tensors are made when asked for."""
+    for operator, *shape, dtype in JOBS:
+        yield _MAKERS[operator](*shape, dtype, device)
+
+
+def job_on_gpu(number: int) -> Job:
+    """The job with a number in `JOBS`, on the current GPU."""
+    operator, *shape, dtype = JOBS[number]
+    return _MAKERS[operator](*shape, dtype, torch.device("cuda", torch.cuda.current_device()))
 
 
 def _stepped(call: Callable[..., Tensor], leaves: list[Tensor], *others: Tensor) -> Step:
@@ -108,6 +134,10 @@ def _rendering(channels: int, side: int, samples: int, dtype: torch.dtype, devic
         assert found.rgb is not None
         return found.rgb
     return Job("render_triplane", f"{side}^2 rays x {samples} C{channels} {dtype}", _stepped(call, [planes]))
+
+
+_MAKERS: dict[str, Callable[..., Job]] = {
+    "rollout_conv": _convolution, "sample_triplane": _sampling, "render_triplane": _rendering}
 
 
 def seconds_on_gpu(step: Step) -> float:
@@ -216,6 +246,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--operator", action="append", default=[],
                    choices=("rollout_conv", "sample_triplane", "render_triplane"), help="only this; repeatable")
     p.add_argument("--seconds", type=float, default=1800.0, help="search no longer than this; default: 1800")
+    p.add_argument("--ahead", type=int, default=0, metavar="N",
+                   help="N processes compile and try the neighbours of the shipped parameters of some jobs before "
+                        "this one times them: minutes where the full search takes hours; for some seconds' work use "
+                        "all processors")
     p.add_argument("--dry-run", action="store_true",
                    help="rehearse at tiny sizes in Triton's interpreter (TRITON_INTERPRET=1), without a GPU; its times "
                         "mean nothing and are written only if --output is given")
@@ -233,10 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("rodin_kernels.tune: PyTorch sees no GPU on this machine; launch parameters are tuned on the device that "
               "they are for (--dry-run rehearses without)", file=sys.stderr)
         return 2
+    if options.dry_run and options.ahead:
+        return _tune_ahead(options, options.output or Path(os.devnull), "cpu", tiny_job, seconds_on_cpu)
     if options.dry_run:
         return _tune(tiny_jobs(), seconds_on_cpu, options, options.output, "cpu")
     device = torch.device("cuda", torch.cuda.current_device())
     path = options.output or configs.user_folder() / f"{configs.device_key(device)}.json"
+    if options.ahead:
+        return _tune_ahead(options, path, torch.cuda.get_device_name(device))
     return _tune(jobs(device), seconds_on_gpu, options, path, torch.cuda.get_device_name(device))
 
 
@@ -260,6 +298,69 @@ def _tune(todo: Iterator[Job], clock: Callable[[Step], float], options: argparse
     where = f", written to {path}" if path is not None else ""
     print(f"{found} kernels tuned" + (where if found else ": none of them asks for parameters"))
     return 0 if found else 1
+
+
+def _tune_ahead(options: argparse.Namespace, path: Path, name: str, make: Callable[[int], Job] = job_on_gpu,
+                clock: Callable[[Step], float] = seconds_on_gpu) -> int:
+    """Some jobs at a time: all neighbours are compiled by many processes, then timed, then the best are combined."""
+    numbers = [i for i, job in enumerate(JOBS) if not options.operator or job[0] in options.operator]
+    begin, found, pool = time.monotonic(), 0, ahead.Pool(options.ahead, make)
+    end = begin + options.seconds
+    try:
+        for first in range(0, len(numbers), TOGETHER):
+            now = time.monotonic()
+            if now > end:
+                print("out of time")
+                break
+            for number, entries in _searched(pool, numbers[first:first + TOGETHER], make, clock,
+                                             now + AHEAD_SHARE * (end - now), end):
+                found += len(entries)
+                if entries and str(path) != os.devnull:
+                    write(path, name, entries)
+                print(f"job {number}: {len(entries)} kernels after {time.monotonic() - begin:.0f} s", flush=True)
+    finally:
+        pool.close()
+    print(f"{found} kernels tuned, written to {path}")
+    return 0 if found else 1
+
+
+def _searched(pool: ahead.Pool, numbers: Sequence[int], make: Callable[[int], Job], clock: Callable[[Step], float],
+              compiled: float, end: float) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The entries of each job; candidates are compiled until one time and timed until another."""
+    asked: list[tuple[int, Question, list[ahead.Candidate]]] = []
+    for number in numbers:
+        with configs.overheard() as questions:
+            make(number).step()
+        asked += [(number, q, [ahead.candidate(number, q, c) for c in ahead.neighbours(q)]) for q in questions]
+    usable = pool.usable([each for *_, candidates in asked for each in candidates], compiled)
+    print(f"{len(usable)} of {sum(len(c) for *_, c in asked)} candidates run", flush=True)
+    for number in numbers:
+        job, entries = make(number), []
+        plain = [t.clone() for t in job.step()]
+        own = [(q, [c for c in candidates if c in usable]) for n, q, candidates in asked if n == number]
+        for question, candidates in own:
+            if not candidates or time.monotonic() > end:
+                continue
+            before = after = clock(job.step)
+            best = default = dict(question.default)
+            gains: dict[str, tuple[float, Value]] = {}
+            for each in candidates:
+                taken = _try(job, question, dict(each.config), plain, clock) if time.monotonic() < end else None
+                if taken is None or taken >= before * (1 - GAIN):
+                    continue
+                best, after = (dict(each.config), taken) if taken < after else (best, after)
+                (name, value), = [(k, v) for k, v in each.config if default[k] != v]
+                gains[name] = min(gains.get(name, (taken, value)), (taken, value), key=lambda pair: pair[0])
+            joint = {**default, **{name: value for name, (_, value) in gains.items()}}
+            both = ahead.candidate(number, question, joint)
+            if len(gains) > 1 and time.monotonic() < end and pool.usable([both], end):
+                taken = _try(job, question, joint, plain, clock)
+                best, after = (joint, taken) if taken is not None and taken < after * (1 - GAIN / 2) else (best, after)
+            entries.append({"operator": question.operator, "kernel": question.kernel, "shape": dict(question.shape),
+                            "config": best, "before_us": round(before * 1e6, 1), "after_us": round(after * 1e6, 1)})
+            print(f"{job.operator}, {job.name}: {question.kernel} {best}: {before * 1e6:.1f} -> {after * 1e6:.1f} us "
+                  "a step", flush=True)
+        yield number, entries
 
 
 if __name__ == "__main__":

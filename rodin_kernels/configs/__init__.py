@@ -56,7 +56,7 @@ def choose(operator: str, kernel: str, shape: Mapping[str, int], default: Mappin
            device: torch.device | str, *, space: Mapping[str, Sequence[Value]] | None = None) -> Config:
     """The launch parameters of a kernel for a shape: tuned ones of the nearest shape on this device, or `default`.
 
-        distance = sum over the shape's names of |log2((a + 1) / (b + 1))|
+        distance = sum over the shape's names of |log2((a + 1) / (b + 1))|, infinite for another number of bits
 
     Args:
         operator: such as "rollout_conv". kernel: its kernel, such as "own_plane".
@@ -206,8 +206,8 @@ def _answer(question: Question, key: str) -> tuple[tuple[str, Value], ...]:
 
 
 def _distance(a: Mapping[str, int], b: Mapping[str, int]) -> float:
-    """Infinite for shapes with other names."""
-    if set(a) != set(b):
+    """Infinite for shapes with other names or another number of bits, whose best parameters have nothing in common."""
+    if set(a) != set(b) or a.get("bits") != b.get("bits"):
         return math.inf
     return sum(abs(math.log2((a[name] + 1) / (b[name] + 1))) for name in a)
 

@@ -15,7 +15,19 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import avatar, convolution, loan, plots, predictions, readme, rendering, report, run, sampling
+from benchmarks import (
+    avatar,
+    convolution,
+    loan,
+    plots,
+    predictions,
+    readme,
+    rendering,
+    report,
+    run,
+    sampling,
+    supervise,
+)
 from benchmarks.case import OURS, Case, Contender, Target, Tensors
 from benchmarks.ceilings import Ceilings
 from benchmarks.clock import CpuClock, saved_bytes
@@ -56,6 +68,24 @@ def test_a_tiny_run_writes_results_table_and_plots(tmp_path: Path) -> None:
         assert len(picture.findall(".//{http://www.w3.org/2000/svg}circle")) > 3
     section = readme.section(tmp_path, tmp_path)
     assert f"({slug}-time.svg)".replace("(", "") in section.replace("./", "") and "No GPU has run" in section
+
+
+def test_a_run_goes_on_after_a_case_that_ended_its_process(tmp_path: Path) -> None:
+    modules, first = ("convolution",), smoke_case().key
+    supervise.note(tmp_path, first)
+    resumed = run.run("smoke", CpuClock(), folder=tmp_path, say=print, modules=modules, resume=True)
+    assert resumed["skipped"] == [f"{first}: ended its process, or hung"] and len(resumed["done"]) == 2
+    assert first not in {f"{row['operator']}: {row['case']}" for row in resumed["rows"]}
+    again = run.run("smoke", CpuClock(), folder=tmp_path, say=print, modules=modules, resume=True)
+    assert len(again["rows"]) == len(resumed["rows"]) and again["skipped"] == resumed["skipped"]
+    assert supervise.in_flight(tmp_path) is None
+
+
+def test_a_process_of_its_own_runs_the_cases_or_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = supervise.supervised(["--device", "cpu", "--help"], 60.0, tmp_path)
+    assert ended == 0
+    monkeypatch.setattr(supervise, "LONGEST_START", 0.5)
+    assert supervise._watched([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path) == -9
 
 
 def test_a_wrong_result_of_ours_stops_the_case() -> None:

@@ -1,4 +1,4 @@
-"""The occupancy grid's kernel in Triton's interpreter against float64; and that kernels decode nothing in empty space.
+"""The occupancy grid's kernel, interpreted or on a GPU, against float64; and that empty space costs no decoding.
 
 The tests marked `interpret` run in a process of their own, which the last test starts.
 """
@@ -25,6 +25,7 @@ from rodin_kernels.volume_render.dense import NEARLY, density_bound_grid, densit
 from rodin_kernels.volume_render.occupancy_path import covers_grid, unpacked
 
 interpret = pytest.mark.interpret
+interpreted = pytest.mark.interpret(only=True)
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +55,11 @@ GRIDS: dict[str, dict[str, Any]] = {
 
 @interpret
 @pytest.mark.parametrize("name", GRIDS)
-def test_the_kernel_marks_what_float64_marks(name: str, watched_addresses: None) -> None:
+def test_the_kernel_marks_what_float64_marks(name: str, watched_addresses: None,
+                                             other_dtype: torch.dtype | None) -> None:
     case = {"batch": 1, "resolution": 3, "samples_per_cell": 1, "dilate": 0, "reduce": "sum", "decoder": {},
             "dtype": torch.float32, **GRIDS[name]}
+    case["dtype"] = other_dtype or case["dtype"]
     resolution, parts, dilate = case.pop("resolution"), case.pop("samples_per_cell"), case.pop("dilate")
     torch.manual_seed(1)
     decoder = TinyDecoder(3 * (3 if case["reduce"] == "concat" else 1), **{"hidden": (7,), **case.pop("decoder")})
@@ -117,7 +120,7 @@ def test_no_scenes_and_what_the_kernel_does_not_take() -> None:
         assert torch.equal(*(grid.cells for grid in pair))
 
 
-@interpret
+@interpreted
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 def test_empty_space_is_not_even_read(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     planes = random_planes(1, 3, 6).permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)

@@ -31,6 +31,7 @@ from rodin_kernels.triplane_sample import op, torch_path
 
 pytest.importorskip("triton")
 interpret = pytest.mark.interpret
+interpreted = pytest.mark.interpret(only=True)
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9, -1.0, 1.0, 0.0)
 
 
@@ -72,15 +73,15 @@ def quick(monkeypatch: pytest.MonkeyPatch, watched_addresses: None) -> Iterator[
 
 def points_off_borders(batch: int, count: int, sizes: Sequence[int], *, reach: float = 2.2, seed: int = 3) -> Tensor:
     """Points in [-reach, reach]^3, in steps that float32 holds, none within 0.05 texels of a kink on such lines."""
-    generator = torch.Generator().manual_seed(seed)
-    points = ((torch.rand(batch, count, 3, generator=generator) * 2 - 1) * reach * 512).round() / 512
+    generator = torch.Generator("cpu").manual_seed(seed)
+    points = ((torch.rand(batch, count, 3, generator=generator, device="cpu") * 2 - 1) * reach * 512).round() / 512
     for _ in range(60):
         near = torch.zeros_like(points, dtype=torch.bool)
         for size in sizes:
             for position in ((points + 1) * ((size - 1) / 2), (points + 1) * (size / 2)):
                 near |= ((2 * position) - (2 * position).round()).abs() < 0.1
         points = torch.where(near, points + 5 / 512, points)
-    return points
+    return points.to(torch.get_default_device())
 
 
 def results(planes: Sequence[Tensor] | Tensor, points: Tensor, backend: str, dtype: torch.dtype | None = None,
@@ -122,15 +123,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def check(case: dict[str, Any], device: str = "cpu") -> None:
+def check(case: dict[str, Any]) -> None:
     """Features and gradients of one case within the error budget, all written, nothing beside tensors touched."""
     options = dict(case)
     shape, views = options.pop("shape"), options.pop("views", None)
     dtype, storage = options.pop("dtype", torch.float32), options.pop("storage", "contiguous")
-    planes = amid_poison(stored_as(random_tensor(shape[0], 3, *shape[1:], dtype=dtype), storage).to(device))
-    points = amid_poison(points_off_borders(views or shape[0], options.pop("count", 13), shape[2:]).to(device))
+    planes = amid_poison(stored_as(random_tensor(shape[0], 3, *shape[1:], dtype=dtype), storage))
+    points = amid_poison(points_off_borders(views or shape[0], options.pop("count", 13), shape[2:]))
     with poisoned(around=64):
         ours = results(planes, points, "triton", **options)
+    # what plain PyTorch computes on a GPU need not repeat
+    torch.use_deterministic_algorithms(False)
     exact = results(planes, points, "reference", torch.float64, **options)
     plain = results(planes.float(), points, "reference", **options)
     for what, mine, best, low in zip(("features", "planes", "points"), ours, exact, plain, strict=True):
@@ -139,7 +142,7 @@ def check(case: dict[str, Any], device: str = "cpu") -> None:
     assert ours[1].dtype == dtype
 
 
-@interpret
+@interpreted
 @pytest.mark.parametrize("name", CASES)
 def test_features_and_gradients_are_within_the_budget(name: str) -> None:
     check(CASES[name])
@@ -163,7 +166,7 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, Any], bool]:
     return case, deterministic
 
 
-@interpret
+@interpreted
 @settings(max_examples=16, phases=[Phase.explicit, Phase.generate])
 @given(call=calls())
 def test_any_shape_layout_dtype_and_mode_is_right(call: tuple[dict[str, Any], bool]) -> None:
@@ -172,7 +175,7 @@ def test_any_shape_layout_dtype_and_mode_is_right(call: tuple[dict[str, Any], bo
     check(case)
 
 
-@interpret
+@interpreted
 @pytest.mark.parametrize("name", ["plain", "concat border", "nearest", "all views", "half product"])
 def test_so_are_those_that_repeat(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from rodin_kernels.triplane_sample import triton_path
@@ -184,7 +187,7 @@ def test_so_are_those_that_repeat(name: str, monkeypatch: pytest.MonkeyPatch) ->
     check({**case, "shape": (*case["shape"][:2], 2, 3)})
 
 
-@interpret
+@interpreted
 def test_the_order_of_programs_changes_no_bit_where_results_must_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime import interpreter
 
@@ -207,7 +210,7 @@ def test_the_order_of_programs_changes_no_bit_where_results_must_repeat(monkeypa
     assert not torch.equal(found[2][1], found[3][1])
 
 
-@interpret
+@interpreted
 def test_tuned_tiles_change_nothing_but_the_time() -> None:
     with (configs.forced("sample_triplane", "sample", {"points": 8, "channels": 4}),
           configs.forced("sample_triplane", "point_gradient", {"points": 32, "warps": 8}),
@@ -223,11 +226,13 @@ def test_wide_offsets_change_nothing(reduce: str, monkeypatch: pytest.MonkeyPatc
     planes, points = random_tensor(2, 3, 3, 5, 5), points_off_borders(2, 9, (5,))
     narrow = results(planes, points, "triton", reduce=reduce)
     monkeypatch.setattr(triton_path, "needs_int64", lambda *_: True)
-    for wide, one in zip(results(planes, points, "triton", reduce=reduce), narrow, strict=True):
-        assert torch.equal(wide, one)
+    wide = results(planes, points, "triton", reduce=reduce)
+    assert torch.equal(wide[0], narrow[0]) and torch.equal(wide[2], narrow[2])
+    # on a GPU the planes' gradient is added up in any order
+    torch.testing.assert_close(wide[1], narrow[1], rtol=1e-6, atol=1e-6)
 
 
-@interpret
+@interpreted
 def test_offsets_are_wide_where_32_bits_do_not_hold_them() -> None:
     from rodin_kernels.triplane_sample import triton_path
 
@@ -288,7 +293,7 @@ def test_second_derivatives_are_those_of_the_cpu_path(reduce: str) -> None:
         torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-11)
 
 
-@interpret
+@interpreted
 def test_second_derivatives_pass_gradgradcheck() -> None:
     planes = random_tensor(1, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
     points = points_off_borders(1, 2, (2,), reach=0.9).double().requires_grad_()
@@ -366,13 +371,13 @@ def test_layouts_name_the_axes() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu(name: str, dtype: torch.dtype, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
-    check({**CASES[name], "dtype": dtype, "count": 700}, "cuda")
+    check({**CASES[name], "dtype": dtype, "count": 700})
 
 
 @pytest.mark.gpu
 def test_a_hundred_repeats_give_the_same_bits() -> None:
     torch.use_deterministic_algorithms(True)
-    planes, points = random_tensor(2, 3, 8, 16, 16, device="cuda"), points_off_borders(2, 20000, (16,)).cuda()
+    planes, points = random_tensor(2, 3, 8, 16, 16), points_off_borders(2, 20000, (16,))
     first = results(planes, points, "triton")
     for _ in range(100):
         assert all(torch.equal(a, b) for a, b in zip(results(planes, points, "triton"), first, strict=True))
@@ -381,9 +386,9 @@ def test_a_hundred_repeats_give_the_same_bits() -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_two_to_the_thirty_one_features() -> None:
-    planes = random_tensor(1, 3, 32, 8, 8, dtype=torch.float16, device="cuda")
-    points = torch.zeros(1, 2**26 + 5, 3, device="cuda")
-    points[0, -300:] = points_off_borders(1, 300, (8,))[0].cuda()
+    planes = random_tensor(1, 3, 32, 8, 8, dtype=torch.float16)
+    points = torch.zeros(1, 2**26 + 5, 3)
+    points[0, -300:] = points_off_borders(1, 300, (8,))[0]
     features = sample_triplane(planes, points, backend="triton")
     end = sample_triplane(planes, points[:, -300:].contiguous(), backend="triton")
     assert torch.equal(features[:, -300:], end)

@@ -1,4 +1,4 @@
-"""The fused renderer's kernels, run by Triton's interpreter, against float64.
+"""The fused renderer's kernels, run by Triton's interpreter or on a GPU, against float64.
 
 The interpreter is chosen when Triton is imported, so the tests marked `interpret` run in a process of their own, which
 the last test starts. bfloat16 is silently wrong in the interpreter and waits for a GPU.
@@ -77,7 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
                                    "color": "clamped_sigmoid", "out_features": 9}, "explicit": True,
                        "reduce": "mean", "padding_mode": "border", "layout": ("xy", "xz", "zx"), "stop_below": 0.2},
     "float16": {"dtype": torch.float16, "channels": 18, "decoder": {"activation": "silu"}, "jitter": 5,
-                "occupancy": OccupancyGrid(random_tensor(2, 5, 5, 5) > -0.3), "stop_below": 0.3, "image_width": 4},
+                "occupancy": (2, 5, 5, 5), "stop_below": 0.3, "image_width": 4},
     "float16 aligned": {"dtype": torch.float16, "align_corners": True, "padding_mode": "reflection", "rays": 9,
                         "decoder": {"hidden": (20,), "activation": "softplus", "density": "exp", "color": "none",
                                     "out_features": 17, "density_bias": -0.5}, "deltas": "t"},
@@ -86,8 +86,22 @@ CASES: dict[str, dict[str, Any]] = {
 
 @interpret
 @pytest.mark.parametrize("name", CASES)
-def test_sums_and_every_gradient_keep_the_budget(name: str) -> None:
-    case = dict(CASES[name])
+def test_sums_and_every_gradient_keep_the_budget(name: str, other_dtype: torch.dtype | None) -> None:
+    assert_right({**CASES[name], **({"dtype": other_dtype} if other_dtype else {})})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels, hidden, dtype", [
+    (32, (64, 64), torch.float32), (32, (64, 64), torch.float16), (32, (64, 64), torch.bfloat16),
+    (16, (128,), torch.bfloat16), (64, (64, 64), torch.bfloat16), (80, (32,), torch.bfloat16),
+])  # fmt: skip
+def test_on_a_gpu(channels: int, hidden: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert_right({"dtype": dtype, "channels": channels, "decoder": {"hidden": hidden, "activation": "silu"},
+                  "rays": 300, "image_width": 20, "occupancy": (2, 5, 5, 5), "num_samples": 12})
+
+
+def assert_right(case: dict[str, Any]) -> None:
+    """What is rendered and every gradient are within the budget, and every element is written."""
     dtype, channels, count = case.pop("dtype", torch.float32), case.pop("channels", 6), case.pop("rays", 20)
     torch.manual_seed(0)
     decoder = TinyDecoder(channels, **{"hidden": (8, 10), **case.pop("decoder", {})}).double()
@@ -99,6 +113,8 @@ def test_sums_and_every_gradient_keep_the_budget(name: str) -> None:
         inputs.append((steps + 0.1 * random_tensor(2, count, 6, dtype=torch.float64)).sort(-1).values)
     width = case.pop("image_width", None)
     options = {"num_samples": 6, "background": 0.5, **case}
+    if "occupancy" in case:
+        options["occupancy"] = OccupancyGrid(random_tensor(*case["occupancy"]) > -0.3)
     found = []
     for kind in ("exact", "plain", "fused"):
         wide = torch.float64 if kind == "exact" else torch.float32
@@ -226,8 +242,9 @@ def nothing_composed(monkeypatch: pytest.MonkeyPatch) -> None:
      {"reduce": "mean", "align_corners": True}),
 ], ids=str)  # fmt: skip
 def test_normals_and_weights_are_fused_and_keep_the_budget(dtype: torch.dtype, choices: dict[str, Any],
-                                                           options: dict[str, Any],
+                                                           options: dict[str, Any], other_dtype: torch.dtype | None,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    dtype = other_dtype or dtype
     torch.manual_seed(1)
     decoder = TinyDecoder(6, **choices).double()
     planes = (random_planes(2, 6, 7, dtype=torch.float64) * 2).to(dtype).double()

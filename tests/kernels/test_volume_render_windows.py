@@ -1,4 +1,4 @@
-"""The planes' gradient, added up in windows on the chip before it goes to memory, by Triton's interpreter.
+"""The planes' gradient, added up in windows on the chip before it goes to memory, by Triton's interpreter or on a GPU.
 
 What the windows must not change is the gradient, whatever the samples; what they must change is how many additions go
 to memory: one for each texel that is read and channel, as `checked` counts.
@@ -26,6 +26,7 @@ tl = triton.language
 add_to_planes = pytest.importorskip("rodin_kernels.volume_render.splat_kernels").add_to_planes
 
 interpret = pytest.mark.interpret
+interpreted = pytest.mark.interpret(only=True)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 AXES = sum(axis << (2 * i) for i, axis in enumerate(a for pair in plane_axes(RODIN) for a in pair))
 #: Samples of the probe's tile, its channels, and those of them that exist.
@@ -123,7 +124,7 @@ def test_windows_change_no_gradient(kind: str, size: tuple[int, int], windows: i
         assert_within_budget(found, exact, plain, what=f"{padding} {align} {low}")
 
 
-@interpret
+@interpreted
 def test_a_texel_that_many_samples_read_is_added_to_once(monkeypatch: pytest.MonkeyPatch) -> None:
     grad, counts = random_tensor(BLOCK, CHANNELS, seed=8), checked(monkeypatch)
     texels = {}
