@@ -24,7 +24,7 @@ from rodin_model.cameras import Camera, box_near_far
 from rodin_model.config import PRESETS, PlanesConfig, Preset
 from rodin_model.decoder import load_decoder
 from rodin_model.diffusion import BaseDiffusion
-from rodin_model.fit import FitConfig, decode_points, fine_start, plane_loss, point_loss
+from rodin_model.fit import FitConfig, decode_points, enlarge, fine_start, plane_loss, point_loss
 from rodin_model.fit import picture_loss as ray_loss
 from rodin_model.fit_data import Cloud, Rays, Views, draw_points, draw_rays, load_clouds, load_views, ray_depths
 from rodin_model.noise import beside
@@ -197,9 +197,11 @@ def losses_of(args: argparse.Namespace, settings: DenoiserSettings,
         config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
         cloud = Cloud(*(part.to(args.device) for part in load_clouds([args.data])))
         views = Views(*(part.to(args.device) for part in load_views(args.data))) if args.rays else None
-        # points tell nothing of the statistics of fine planes: the average avatar is that of the joint fit, moved to
-        # where the coarse planes are, and the coarse planes' deviation serves for the fine ones
-        average = fine_start(mean.to(args.device), about[0][None])[0]
+        # points tell nothing of the statistics of fine planes: the average avatar is that of the joint fit or of
+        # --average, moved to where the coarse planes are, and the coarse planes' deviation serves for the fine ones
+        if args.average:
+            mean = Upsampler.from_folder(args.average).mean
+        average = fine_start(enlarge(mean[None], preset.planes.resolution)[0].to(args.device), about[0][None])[0]
         return PointLosses(conditions, cloud, decoder, config, args.points, views, args.rays), (average, about[1])
     coarse, fine, avatars = paired((planes, numbers), all_planes(args.fine))
     conditions = Conditions(coarse, avatars, latents, settings, about, base)
@@ -231,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="data set whose points are the target, instead of --fine")
     parser.add_argument("--points", type=int, default=8192, help="points of each avatar in a step, with --data")
     parser.add_argument("--rays", type=int, default=0, help="rays through its pictures in a step, with --data")
+    parser.add_argument("--average", help="a trained upsampler whose average avatar to begin with, with --data")
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
     parser.add_argument("--base", help="the folder model/ of rodin_model.train.base, whose errors are to be repaired")
     parser.add_argument("--init", help="the folder model/ of a trained upsampler to start from")
