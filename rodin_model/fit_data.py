@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
-from . import checkpoints
 from .cameras import box_near_far
 
 #: Points further than this from the surface, in world units, are far: they tell where nothing is.
@@ -100,19 +100,30 @@ def _in_face(points: Tensor) -> Tensor:
     return ((points >= low) & (points <= high)).all(-1)
 
 
-def read_shard(path: str | Path) -> tuple[Cloud, Views]:
-    """Points and pictures, on white, of all avatars in one file of a data set, in the types they are stored in."""
-    tensors, _ = checkpoints.load_tensors(path)
-    images = tensors["images"]
+def read_cloud(shard: str | Path) -> Cloud:
+    """The points of all avatars in one file of a data set, in the types they are stored in."""
+    with safe_open(shard, framework="pt") as file:
+        return Cloud(*(file.get_tensor(name) for name in ("points", "distance", "color")))
+
+
+def read_views(shard: str | Path) -> Views:
+    """The pictures, on white, of all avatars in one file of a data set, in the types they are stored in."""
+    with safe_open(shard, framework="pt") as file:
+        images, *others = (file.get_tensor(name) for name in ("images", "depth", "cam2world", "intrinsics"))
     # colours are premultiplied: white shows through by what opacity leaves, and rounding must not carry it beyond 255
     rgb = images[..., :3] + (255 - images[..., 3:]).minimum(255 - images[..., :3])
-    return (Cloud(tensors["points"], tensors["distance"], tensors["color"]),
-            Views(rgb, images[..., 3], tensors["depth"], tensors["cam2world"], tensors["intrinsics"]))
+    return Views(rgb, images[..., 3], *others)
 
 
 def load_views(folder: str | Path) -> Views:
     """The pictures of all avatars of a data set; FileNotFoundError for none."""
-    return Views(*(torch.cat(part) for part in zip(*(read_shard(p)[1] for p in _shards(folder)), strict=True)))
+    return Views(*(torch.cat(part) for part in zip(*map(read_views, _shards(folder)), strict=True)))
+
+
+def load_clouds(folders: Sequence[str | Path]) -> Cloud:
+    """The points of all avatars of some data sets, in the types they are stored in; FileNotFoundError for none."""
+    clouds = [read_cloud(shard) for folder in folders for shard in _shards(folder)]
+    return Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
 
 
 def _shards(folder: str | Path) -> list[Path]:
@@ -121,12 +132,6 @@ def _shards(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
                                 "make some with python -m rodin_model.avatars.dataset")
     return shards
-
-
-def load_clouds(folders: Sequence[str | Path]) -> Cloud:
-    """The points of all avatars of some data sets, in the types they are stored in; FileNotFoundError for none."""
-    clouds = [read_shard(shard)[0] for folder in folders for shard in _shards(folder)]
-    return Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
 
 
 def ray_depths(views: Views) -> Tensor:

@@ -24,8 +24,8 @@ from pathlib import Path
 from rodin_model.files import write_bytes
 
 #: Shares of `--minutes`. The longest way through the stages adds up to 1.
-SHARES = {"amortize": 0.26, "towers": 0.22, "reader": 0.45, "prior": 0.22, "principal": 0.18, "base": 0.12,
-          "coarse-upsampler": 0.30, "upsampler": 0.22, "pairs": 0.10, "refiner": 0.12}
+SHARES = {"amortize": 0.30, "towers": 0.24, "reader": 0.60, "prior": 0.30, "principal": 0.22, "base": 0.14,
+          "coarse-upsampler": 0.36, "upsampler": 0.34, "pairs": 0.14, "refiner": 0.20}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Plan:
         start, decoder, towers = self.start, ("--decoder", str(self.start / "decoder")), self.output / "towers"
         imagined = ("--imagined", str(self.imagined))
         diffusion = ("--coarse", str(planes), "--latents", str(latents), "--text-share", "0.4")
-        points = ("--data", str(data), *decoder, "--batch", "16", "--points", "8192", "--rays", "768",
+        points = ("--data", str(data), *decoder, "--batch", "40", "--points", "8192", "--rays", "768",
                   "--image-weight", "40")
         return [
             Stage("data", "rodin_model.avatars.dataset",
@@ -74,16 +74,16 @@ class Plan:
                            "--front-share", "0.3", "--learning-rate", "1e-3", "--workers", str(self.workers)),
                           ("data",)),
             self._trained("amortize", "amortize", ("--data", str(data), *decoder, "--planes", str(planes), *imagined,
-                                                   "--batch", "64", "--width", "1024"), ("data",)),
+                                                   "--batch", "128", "--width", "1024"), ("data",)),
             Stage("latents", "rodin_model.train.latents",
                   ("--data", str(data), "--towers", str(towers), "--output", str(latents), "--views", "6",
                    "--captions", "6", "--full", "0.7", *imagined, "--device", self.device,
                    "--workers", str(self.workers)), ("towers",)),
-            self._trained("principal", "principal", (*diffusion, "--pictured", "0.4", "--batch", "1024",
+            self._trained("principal", "principal", (*diffusion, "--pictured", "0.4", "--batch", "4096",
                                                      "--ema", "0.9995", "--precision", "fp32"),
                           ("amortize", "latents")),
             self._trained("base", "base", (*diffusion, "--principal", str(self.output / "principal" / "model"),
-                                           "--batch", "64", "--precision", self.precision), ("principal",)),
+                                           "--batch", "192", "--precision", self.precision), ("principal",)),
             self._trained("coarse-upsampler", "upsample", (*diffusion[:4], *points, "--precision", self.precision,
                                                           "--average", str(start / "upsampler")),
                           ("amortize", "latents")),
@@ -91,19 +91,25 @@ class Plan:
                           (*diffusion[:4], *points, "--precision", self.precision, "--learning-rate", "2e-4",
                            "--base", str(self.output / "base" / "model"),
                            "--init", str(self.output / "coarse-upsampler" / "model")), ("base", "coarse-upsampler")),
-            Stage("assemble", "rodin_model.train.assemble",
-                  ("--towers", str(towers), "--prior", str(self.output / "prior"), *decoder,
-                   "--base", str(self.output / "base" / "model"),
-                   "--upsampler", str(self.output / "upsampler" / "model"), "--output", str(self.output / "model"),
-                   "--text-prior", "--steps", "20", "--guidance", "1.5", "--guidance-stop", "0.4", "--prior-scale", "2",
-                   "--upsampler-steps", "1"), ("prior", "upsampler")),
+            self._together("draft", "coarse-upsampler"),
+            self._together("model", "upsampler"),
             Stage("pairs", "rodin_model.train.pairs",
-                  ("--coarse", str(planes), "--model", str(self.output / "model"), "--output", str(pairs),
-                   "--views", "3", "--size", "256", "--avatars", str(min(160, self.avatars)), "--device", self.device,
-                   "--minutes", f"{self.minutes * SHARES['pairs']:.3f}"), ("assemble",)),
+                  ("--coarse", str(planes), "--model", str(self.output / "draft"), "--output", str(pairs),
+                   "--views", "3", "--size", "256", "--avatars", str(min(240, self.avatars)), "--device", self.device,
+                   "--minutes", f"{self.minutes * SHARES['pairs']:.3f}"), ("draft",)),
             self._trained("refiner", "refine", ("--pairs", str(pairs), "--towers", str(towers), "--batch", "24",
                                                 "--patch", "96"), ("pairs",)),
         ]
+
+    def _together(self, name: str, upsampler: str) -> Stage:
+        """A whole model with one of the two upsamplers; the draft is what the refiner learns to repair."""
+        parts = {"towers": self.output / "towers", "prior": self.output / "prior", "decoder": self.start / "decoder",
+                 "base": self.output / "base" / "model", "upsampler": self.output / upsampler / "model"}
+        folders = (word for part, folder in parts.items() for word in (f"--{part}", str(folder)))
+        return Stage(name, "rodin_model.train.assemble",
+                     (*folders, "--output", str(self.output / name), "--text-prior", "--steps", "20",
+                      "--guidance", "1.5", "--guidance-stop", "0.4", "--prior-scale", "2", "--upsampler-steps", "1"),
+                     ("prior", "base", upsampler))
 
     def _trained(self, name: str, verb: str, arguments: tuple[str, ...], after: tuple[str, ...]) -> Stage:
         """A training stage: as many steps as its share of the minutes allows."""
@@ -165,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="model whose decoder, word tower and first picture tower are taken (the shipped one)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=6.0, help="for all training stages together")
-    parser.add_argument("--avatars", type=int, default=4000, help="with pictures and points")
+    parser.add_argument("--avatars", type=int, default=8000, help="with pictures and points")
     parser.add_argument("--imagined", type=int, default=20000, help="known by their attributes alone")
     parser.add_argument("--captioned", type=int, default=40000, help="avatars whose captions teach the latent prior")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))

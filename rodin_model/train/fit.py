@@ -30,7 +30,7 @@ from ..cameras import Camera
 from ..config import PRESETS
 from ..decoder import TENSOR_FILE, load_decoder, save_decoder
 from ..fit import FitConfig, JointTrainer, coarse_start, conventions, enlarge, fine_start, fit_planes
-from ..fit_data import Cloud, Views, read_shard
+from ..fit_data import Cloud, Views, read_cloud, read_views
 from ..metrics import psnr, ssim
 from ..triplane import Avatar
 
@@ -42,7 +42,8 @@ SHARD = 16
 
 def load_shard(folder: Path, shard: int) -> tuple[Cloud, Views]:
     """Points and pictures of all avatars in one shard of the data set in `folder`."""
-    return read_shard(folder / f"shard-{shard:05d}.safetensors")
+    path = folder / f"shard-{shard:05d}.safetensors"
+    return read_cloud(path), read_views(path)
 
 
 def shards_of(folder: Path, first: int, count: int) -> list[int]:

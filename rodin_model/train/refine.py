@@ -196,7 +196,8 @@ class RefineTrainer:
         own = list(self.refiner.parameters())
         for parameter, gradient in zip(own, torch.autograd.grad(torch.stack([*found.values()]).sum(), own),
                                        strict=True):
-            parameter.grad = gradient
+            # in the parameter's own memory order, as backward() would leave it: the fused optimiser asks for that
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         nn.utils.clip_grad_norm_(own, 1.0)
         if judged:
             found["critic"] = critic_loss(self.critic, over(refined.detach(), 1.0), over(truth, 1.0), rendered)
