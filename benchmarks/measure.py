@@ -142,24 +142,30 @@ def _forget() -> None:
 
 
 def _timed(jobs: dict[str, Job], clock: Clock, seconds: float, most: int) -> dict[str, list[dict[str, float]]]:
-    """Repeat: every contender once, in an order that moves on by one each time.
+    """Repeat: every contender once, in an order that moves on by one each time, for `seconds`.
 
-    The first turn is to warm up and does not count, unless all are so slow that hardly a turn is left.
+    A first turn only warms up: a GPU's rivals are compiled and tuned in it, for many seconds. On a CPU, where nothing
+    is, it counts if it alone took so long that hardly another would fit.
     """
     names = list(jobs)
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    end = time.monotonic() + seconds
+
+    def turn(number: int) -> dict[str, dict[str, float]]:
+        order = [names[(number + i) % len(names)] for i in range(len(names))]
+        return {name: jobs[name].once(clock) for name in order}
+
     gc.disable()
     try:
-        for turn in range(most + 1):
-            for i in range(len(names)):
-                name = names[(turn + i) % len(names)]
-                samples[name].append(jobs[name].once(clock))
-            if time.monotonic() > end and (turn >= LEAST or time.monotonic() > end + seconds):
-                break
+        begin = time.monotonic()
+        turns = [turn(0)]
+        if clock.kind == "cuda" or time.monotonic() < begin + 2 * seconds / LEAST:
+            turns, end = [], time.monotonic() + seconds
+            while len(turns) < most and (time.monotonic() < end
+                                         or len(turns) < LEAST and time.monotonic() < end + seconds):
+                turns.append(turn(len(turns) + 1))
+            turns = turns or [turn(1)]
     finally:
         gc.enable()
-    return {name: times[1:] if len(times) > LEAST else times for name, times in samples.items()}
+    return {name: [times[name] for times in turns] for name in names}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
