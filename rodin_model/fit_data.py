@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .cameras import box_near_far
+from .noise import beside
 
 #: Points further than this from the surface, in world units, are far: they tell where nothing is.
 FAR = 0.1
@@ -171,8 +172,8 @@ def _ray_randomness(keys: Sequence[tuple[int, ...]] | torch.Generator, avatars: 
                     samples: int) -> tuple[Tensor, Tensor, Tensor]:
     """Any pixel [A, count], a uniform number [A, count] that will choose one with a depth, and jitter [A, count, S]."""
     if isinstance(keys, torch.Generator):
-        shape, on = (avatars, count), {"generator": keys, "device": keys.device}
-        return (torch.randint(pixels, shape, **on), torch.rand(shape, **on), torch.rand(*shape, samples, **on))
+        shape, on = (avatars, count), beside(keys)
+        return torch.randint(pixels, shape, **on), torch.rand(shape, **on), torch.rand(*shape, samples, **on)
     parts = []
     for key in keys:
         random = generator(*key)

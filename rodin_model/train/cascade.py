@@ -114,10 +114,9 @@ class Plan:
     def _trained(self, name: str, verb: str, arguments: tuple[str, ...], after: tuple[str, ...]) -> Stage:
         """A training stage: as many steps as its share of the minutes allows."""
         bounds = ("--steps", "1000000", "--minutes", f"{self.minutes * SHARES[name]:.3f}", "--device", self.device)
-        if verb != "prior":
-            bounds = (*bounds, "--save-every", "20000")
+        rarely = () if verb == "prior" else ("--save-every", "20000")
         output = ("--output", str(self.output / name))
-        return Stage(name, f"rodin_model.train.{verb}", (*output, *arguments, *bounds), after)
+        return Stage(name, f"rodin_model.train.{verb}", (*output, *arguments, *bounds, *rarely), after)
 
 
 def run(stages: Sequence[Stage], folder: Path) -> dict[str, str]:

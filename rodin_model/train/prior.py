@@ -135,7 +135,8 @@ class PriorTrainer:
         """
         s, pace = self.settings, Pace(self.settings.steps, self.minutes)
         until = s.steps if until is None else min(until, s.steps)
-        mean, own = list(self.average.parameters()), list(self.prior.parameters())
+        mean: list[Tensor] = list(self.average.parameters())
+        own: list[Tensor] = list(self.prior.parameters())
         while self.step < until and not pace.done(self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, s.steps, s.learning_rate, progress=pace.progress(self.step))

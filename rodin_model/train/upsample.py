@@ -156,8 +156,8 @@ class PointLosses:
                      "planes": plane_loss(planes, model.denormalize(cond.float()), losses).mean()}
             if self.views is not None and self.depths is not None:
                 seen, depths = Views(*(part[index] for part in self.views)), self.depths[index].float()
-                keys = generator if device.type == "cuda" else [(settings.seed, int(row), step, 1) for row in rows]
-                rays = Rays(*(part.to(device) for part in draw_rays(seen, depths, self.rays, 20, keys)))
+                own = generator if device.type == "cuda" else [(settings.seed, int(row), step, 1) for row in rows]
+                rays = Rays(*(part.to(device) for part in draw_rays(seen, depths, self.rays, 20, own)))
                 found["rays"] = settings.image_weight * ray_loss(planes, self.decoder, rays, self.config).mean()
             return found
 
