@@ -52,12 +52,12 @@ def _place(x, extent, ALIGN: tl.constexpr, PADDING: tl.constexpr):
             span = tl.where(span == 0, 1.0, span)
             distance = tl.abs(position - low)
             turns = tl.floor(distance / span)
-            # from the same count of turns, so that a rounded quotient cannot send a point to the wrong end; so far out
-            # that floating point holds no texels any more, what remains is anything up to a span
-            rest = tl.where(turns < 4194304, distance - turns * span, distance % span)
+            # from the same count of turns, so that a rounded quotient cannot send a point to the wrong end
+            rest = distance - turns * span
             odd = turns - 2 * tl.floor(turns * 0.5) == 1
             slope = tl.where(odd != (position < low), -slope, slope)
-            position = tl.where(odd, span - rest, rest) + low
+            # so far out that floating point holds no texels any more, texel 0; see `LARGEST_FOLD` in reference.py
+            position = tl.where(turns < 4194304, tl.where(odd, span - rest, rest) + low, 0.0)
         last = extent - 1
         slope = tl.where((position > 0) & (position < last), slope, 0.0)
         # what is not a number fails both comparisons and becomes 0 here

@@ -39,7 +39,8 @@ def sample_triplane(
 
         f(p) = reduce over planes P of  sum over the 4 texels (i, j) around p of  w_i(p[col P]) w_j(p[row P]) P[j, i]
 
-    Each plane is read as `torch.nn.functional.grid_sample` reads it, points that are not finite included. A plane of
+    Each plane is read as `torch.nn.functional.grid_sample` reads it, points that are not finite included (except, by
+    reflection, very far ones: there it differs from device to device). A plane of
     16 × 16 texels whose features are their column number gives, with align_corners=False, 7.5 at coordinate 0.
 
     Args:
@@ -50,7 +51,8 @@ def sample_triplane(
         layout: the planes' names: first letter the axis along the columns, second along the rows. Pairs may repeat.
         reduce: "sum", "mean", "product" over the planes, or "concat": plane by plane along the channels.
         align_corners: whether -1 and 1 are the centres (True) or the outer edges (False) of the outer texels.
-        padding_mode: "zeros", "border" or "reflection" outside.
+        padding_mode: "zeros", "border" or "reflection" outside. Reflection reaches 2^22 widths of a plane far; beyond,
+            and where a coordinate is not a number, texel 0 is read.
         mode: "bilinear" or "nearest" (ties to even; no gradient to the points).
         backend: "auto", "triton", "torch" or "reference".
 

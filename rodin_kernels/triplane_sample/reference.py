@@ -1,7 +1,8 @@
 """The specification of tri-plane sampling: bilinear or nearest reads in plain torch, differentiable to any order.
 
 Equal to `torch.nn.functional.grid_sample` on each plane, for every mode, padding and alignment, also at coordinates
-that are not finite; but unlike it differentiable twice and more, in planes and points.
+that are not finite (but for very far ones by reflection, where it differs from device to device); but unlike it
+differentiable twice and more, in planes and points.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor
 
 from ..layouts import RODIN, plane_axes
+
+#: Widths of a line out to which reflection folds positions back. Twice as far float32 holds no fractions of texels, and
+#: what divisions leave there would differ from one device to the next.
+LARGEST_FOLD = 1 << 22
 
 
 def unpadded_position(coordinate: Tensor, size: int, align_corners: bool) -> Tensor:
@@ -28,7 +33,8 @@ def texel_position(coordinate: Tensor, size: int, align_corners: bool, padding_m
 
     "zeros" moves positions outside to the nearest one that reads nothing, -1 or `size`, and keeps what is not a number;
     "border" moves them to the nearest outer texel, "reflection" folds them back, and these two send what is not a
-    number to texel 0, as grid_sample does. Differentiable; the slope is 0 where a position was moved.
+    number to texel 0, as grid_sample does; so does reflection with what lies `LARGEST_FOLD` widths away or further, on
+    every device. Differentiable; the slope is 0 where a position was moved to an end.
     """
     position = unpadded_position(coordinate, size, align_corners)
     if padding_mode == "zeros":
@@ -45,8 +51,10 @@ def _reflect(position: Tensor, low: float, high: float) -> Tensor:
         return torch.zeros_like(position)
     distance = (position - low).abs()
     rest = torch.fmod(distance, span)
-    even = torch.floor(distance / span) % 2 == 0
-    return torch.where(even, rest + low, span - rest + low)
+    turns = torch.floor(distance / span)
+    folded = torch.where(turns % 2 == 0, rest + low, span - rest + low)
+    # what is not finite fails the comparison as well
+    return torch.where(turns < LARGEST_FOLD, folded, 0.0)
 
 
 def _line_corners(position: Tensor, size: int, mode: str) -> list[tuple[Tensor, Tensor]]:

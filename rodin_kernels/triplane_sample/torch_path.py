@@ -204,7 +204,7 @@ def _index_dtype(table: Tensor) -> torch.dtype:
 
 
 def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + size, total)) for start in range(0, total, size))
+    return ((start, min(start + size, total)) for start in range(0, total, max(size, 1)))
 
 
 def _point_chunks(points: Tensor, tangent: Tensor | None,

@@ -162,7 +162,7 @@ def test_bad_cases_are_named() -> None:
         compile_case(Case("less", case.kernel, {}, case.constants), ARCHS[0])
 
 
-@pytest.mark.interpret
+@pytest.mark.interpret(only=True)
 def test_interpreted_kernels_say_that_they_cannot_be_compiled() -> None:
     with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
         compile_case(next(iter(inspect.cases_of("rollout_conv"))), "sm_90")

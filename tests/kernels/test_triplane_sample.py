@@ -208,6 +208,26 @@ def test_infinitely_far_points_read_nothing_and_nan_stays_nan() -> None:
         assert lost.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_reflection_ends_where_no_texels_are_left(align_corners: bool, dtype: torch.dtype) -> None:
+    span = 4 if align_corners else 5
+    planes = torch.arange(5.0, dtype=dtype).expand(1, 3, 1, 5, 5)
+    for backend in BACKENDS:
+        options = {"padding_mode": "reflection", "align_corners": align_corners, "reduce": "mean", "backend": backend}
+        # an even number of widths away the line is as it was, an odd one backwards
+        near, back, last, *far = sample_triplane(planes, torch.tensor(
+            [0.2, 2.2, 2 * (1 << 20), 2 * ((1 << 22) + 2), -1e30, float("inf"), float("nan")], dtype=dtype,
+        ).repeat_interleave(3).view(1, -1, 3), **options)[0, :, 0].tolist()
+        assert near == pytest.approx(2 + 0.1 * span, rel=1e-6) and back == pytest.approx(2 - 0.1 * span, rel=1e-6)
+        assert last == 2 and far == [0.0] * 4
+
+
+def test_no_points_make_no_chunks() -> None:
+    # on a GPU a chunk is as large as there are points
+    assert list(torch_path._chunks(0, 0)) == []
+
+
 @pytest.mark.parametrize("storage", STORAGES)
 def test_storage_of_the_planes_does_not_matter(storage: str) -> None:
     planes = stored_as(random_tensor(2, 3, 5, 6, 6), storage)
