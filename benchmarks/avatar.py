@@ -58,7 +58,7 @@ def case(side: int, samples: int, device: torch.device, large: bool = False) -> 
     def ours(x: Tensors) -> Tensor:
         found = render_triplane(x["planes"], x["origins"], x["directions"], decoder, num_samples=samples,
                                 background=1.0, occupancy=occupancy, stop_below=1e-4, outputs=("rgb",), near=x["near"],
-                                far=x["far"], **conventions)
+                                far=x["far"], image_width=side, **conventions)
         assert found.rgb is not None
         return found.rgb
 

@@ -108,9 +108,12 @@ class Avatar:
                   "background": behind, "outputs": tuple(outputs),
                   "occupancy": self.occupancy() if use_occupancy else None}
         planes = self._batch()
-        parts = [render_triplane(planes, origins[None, a:a + CHUNK], directions[None, a:a + CHUNK], self.decoder,
-                                 near=near[None, a:a + CHUNK], far=far[None, a:a + CHUNK], **shared)
-                 for a in range(0, origins.shape[0], CHUNK)]
+        # whole rows of tiles, which kernels take as pictures
+        size = max(CHUNK // (8 * camera.width), 1) * 8 * camera.width
+        parts = [render_triplane(planes, origins[None, a:a + size], directions[None, a:a + size], self.decoder,
+                                 near=near[None, a:a + size], far=far[None, a:a + size], image_width=camera.width,
+                                 **shared)
+                 for a in range(0, origins.shape[0], size)]
         return _stack(parts, (camera.height, camera.width))
 
     def picture(self, camera: Camera, **options: Any) -> Tensor:

@@ -56,7 +56,7 @@ def picture_loss(predicted: Tensor, true: Tensor, decoder: TinyDecoder, config: 
         picture = render_triplane(planes, origins, directions, decoder, near=near, far=far, num_samples=samples,
                                   background=1.0, layout=config.layout, reduce=config.reduce,
                                   align_corners=config.align_corners, padding_mode=config.padding_mode,
-                                  outputs=("rgb",))
+                                  outputs=("rgb",), image_width=pixels)
         return cast(Tensor, picture.rgb).view(pixels, pixels, 3)
 
     with torch.no_grad():
