@@ -40,6 +40,7 @@ _told: set[tuple[str, str, str]] = set()
 _forced: dict[tuple[str, str], Config] = {}
 _listeners: list[Callable[[Question], None]] = []
 _known: dict[tuple[Any, ...], Config] = {}
+_version = 0
 
 
 class Question(NamedTuple):
@@ -236,8 +237,15 @@ def _entries(key: str) -> tuple[dict[str, Any], ...]:
         return ()
 
 
+def version() -> int | None:
+    """A number that changes with the answers of `choose`; None while they are forced or overheard."""
+    return None if _forced or _listeners else _version
+
+
 def forget() -> None:
     """Read files again, and tell again what was told."""
+    global _version
+    _version += 1
     _known.clear()
     _answer.cache_clear()
     _entries.cache_clear()

@@ -144,7 +144,28 @@ def _weight_finish(rule: dict[str, Any]) -> list[Case]:
     ]  # fmt: skip
 
 
+def _pack(rule: dict[str, Any]) -> list[Case]:
+    from .weights.kernels import pack
+
+    return [
+        _case(pack, "pack", dtype, rule, _pointers(dtype, "weight out", ""), w_column=1, KERNEL=3, TAPS_PADDED=16,
+              TILE_O=rule["tile"][0], TILE_C=rule["tile"][1])
+        for dtype in _types(rule)
+    ]  # fmt: skip
+
+
+def _bias_gradient(rule: dict[str, Any]) -> list[Case]:
+    from .weights.kernels import bias_gradient
+
+    return [
+        _case(bias_gradient, "bias_gradient", dtype, rule, _pointers(dtype, "out", "totals"), TILE_R=rule["tile"][0],
+              TILE_O=rule["tile"][1])
+        for dtype in _types(rule)
+    ]  # fmt: skip
+
+
 _PURPOSES = {
     "own_plane": _own_plane, "weight_gradient": _weight_gradient, "weight_finish": _weight_finish,
-    "line_conv": _line_conv, "pool": _pool, "finish": _finish, "add_lines": _add_lines,
+    "line_conv": _line_conv, "pool": _pool, "finish": _finish, "add_lines": _add_lines, "pack": _pack,
+    "bias_gradient": _bias_gradient,
 }  # fmt: skip

@@ -74,11 +74,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, kernel: Tensor, options: tuple[Any
 
 
 def _thirds(x: Tensor) -> Sequence[slice]:
-    """Ranges of the images whose weight gradients are added up: in float32 on a CPU three, as many as planes.
+    """Ranges of the images whose weight gradients are added up: in float32 three, as many as planes.
 
     Sums over the pixels of all planes at once err more than those of plane after plane.
     """
-    if x.dtype != torch.float32 or x.is_cuda or len(x) % 3:
+    if x.dtype != torch.float32 or len(x) % 3:
         return [slice(None)]
     return [slice(first, first + len(x) // 3) for first in range(0, len(x), len(x) // 3)]
 

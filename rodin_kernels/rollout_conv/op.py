@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import check_flag, check_integer, check_same_device, check_same_dtype, check_shape, check_tensor
 from ..launch import resolve_backend
 from ..layouts import RODIN, cross_sources, plane_axes
+from . import quick
 from .choice import forced_method
 from .reference import rollout_conv_reference
 from .registered import forward
@@ -67,15 +68,21 @@ def rollout_conv(
         [B, O, H'_p, W'_p]. R' = floor((R + 2 padding - k) / stride) + 1, transposed (R - 1) stride - 2 padding + k +
         stride - 1.
 
-    Differentiable in planes, weight and bias, any number of times; saves planes and weight for the backward. Takes
-    float16, bfloat16, float32 and float64, one for all arguments; inside torch.autocast the arguments are cast to its
-    dtype. Sums are accumulated in at least float32.
+    Differentiable in planes, weight and bias, any number of times; saves planes and weight for the backward, the Triton
+    kernels the lines as well, 2 / R of the planes. Takes float16, bfloat16, float32 and float64, one for all arguments;
+    inside torch.autocast the arguments are cast to its dtype. Sums are accumulated in at least float32. What depends on
+    shapes alone, from checks to launch parameters, is worked out at the first call with them and remembered.
 
     Raises:
         TypeError: an argument is no tensor, not floating, or of another dtype than the rest.
         ValueError: a shape, size or device does not fit, or the layout lacks a pair of axes (as EG3D does).
         RuntimeError: `backend="triton"` cannot run here.
     """
+    if not torch.compiler.is_compiling():
+        found = quick.find(planes, weight, bias, layout, stride, padding, transposed, backend)
+        if found is not None:
+            known, parts, weight, bias = found
+            return known(parts, weight, bias)
     stacked = isinstance(planes, Tensor)
     step = Step(
         check_integer("stride", stride, least=1),
@@ -94,6 +101,8 @@ def rollout_conv(
             whole, weight, bias, layout=layout, stride=stride, padding=padding, transposed=transposed
         )
     method = forced_method() if chosen == "triton" else "torch"
+    if chosen == "triton" and not torch.compiler.is_compiling():
+        quick.learn(parts, weight, bias, layout, step, backend, stacked)
     results = forward(parts, weight, bias, " ".join(layout), *step, method)
     return results[0] if stacked else (results[0], results[1], results[2])
 

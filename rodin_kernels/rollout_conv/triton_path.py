@@ -4,11 +4,13 @@ The same collapse as in `torch_path`. Forward, for all planes at once where they
 of the planes, the line convolutions, and one implicit matrix product whose epilogue adds bias and lines. Backward: the
 gradient is summed over rows and columns in one read, which is all that the lines ask for; the planes' gradient adds the
 lines' in its epilogue. Everything is accumulated in float32, nothing by atomics: results are the same on every run.
+All of it is worked out once for every shape, and kept as a `Plan`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,38 +20,38 @@ from .choice import METHODS, Shape, architecture, method_for
 from .launches import (
     Lines,
     add_lines,
+    as_planes,
     average,
+    averages,
     line_gradients,
     line_places,
     line_vectors,
     own_plane,
+    packed_weight,
     routes,
     tap_sums,
 )
 from .library import convolve, convolve_backward
+from .plan import Plan
 from .torch_path import Step
-from .weight_gradient import weight_part
+from .weight_gradient import bias_part, weight_part
+
+#: Plans that are kept; more different calls than this in one process start again.
+_MOST = 1024
+_plans: dict[tuple[Any, ...], Plan] = {}
+
+
+def forget() -> None:
+    """Work out every plan again."""
+    _plans.clear()
 
 
 def forward(
     planes: Sequence[Tensor], weight: Tensor, bias: Tensor | None, layout: Sequence[str], step: Step, method: str
 ) -> list[Tensor]:
     """What `torch_path.forward` computes, in as many tensors, in channels-last memory; method of `choice.METHODS`."""
-    sets, packed = _sets(planes), _packed(weight)
-    results = []
-    for index, (x, lines) in enumerate(zip(sets, average(sets, layout), strict=True)):
-        kernels, shifts = _of_set(packed, index, len(sets)), bias
-        if bias is not None and bias.ndim == 2 and len(sets) > 1:
-            shifts = bias[index]
-        size = _size(x, weight, step)
-        vectors = line_vectors(x, lines, kernels, size, step)
-        if _method(method, x, weight, "forward") == "gemm":
-            y = own_plane(x, kernels, shifts, vectors, size, step, backward=False)
-        else:
-            y = _library_forward(x, kernels, shifts, step)
-            add_lines(y, vectors, _area(x), weight.shape[-1], step, backward=False)
-        results.append(y)
-    return _as_planes(results, len(planes))
+    inputs = [*planes, weight, *([] if bias is None else [bias])]
+    return forward_plan(inputs, bias is not None, layout, step, method).run(inputs)
 
 
 def backward(
@@ -62,34 +64,112 @@ def backward(
     method: str,
 ) -> list[Tensor]:
     """What `torch_path.backward` computes: gradients of planes, weight and bias, those that `needs` names."""
+    inputs = [*grads, *planes, weight]
+    return backward_plan(inputs, False, layout, step, needs, method).run(inputs)
+
+
+def forward_plan(
+    inputs: Sequence[Tensor], biased: bool, layout: Sequence[str], step: Step, method: str, *, keep: bool = False
+) -> Plan:
+    """The plan that takes [*planes, weight, *bias]; with `keep` its first result are the lines, for the backward."""
+
+    def make(plan: Plan) -> None:
+        given = list(plan.inputs)
+        bias = given.pop() if biased else None
+        weight = given.pop()
+        sets, packed = _sets(plan, given), packed_weight(plan, weight)
+        for index, (x, lines) in enumerate(zip(sets, average(plan, sets, layout, keep=keep), strict=True)):
+            kernels, shifts = _of_set(packed, index, len(sets)), bias
+            if bias is not None and bias.ndim == 2 and len(sets) > 1:
+                shifts = bias[index]
+            size = _size(x, weight, step)
+            vectors = line_vectors(plan, x, lines, kernels, size, step)
+            if _method(method, x, weight, "forward", plan.device) == "gemm":
+                own_plane(plan, x, kernels, shifts, vectors, size, step, backward=False)
+            else:
+                y = _library_forward(plan, x, kernels, shifts, size, step)
+                add_lines(plan, y, vectors, _area(x), weight.shape[-1], step, backward=False)
+
+    return _planned(("forward", biased, tuple(layout), step, method, keep), inputs, make)
+
+
+def backward_plan(
+    inputs: Sequence[Tensor], lined: bool, layout: Sequence[str], step: Step, needs: tuple[bool, bool, bool],
+    method: str,
+) -> Plan:  # fmt: skip
+    """The plan that takes [*grads, *planes, weight, *lines], the last only if `lined`."""
+
+    def make(plan: Plan) -> None:
+        given = list(plan.inputs)
+        kept = given.pop() if lined else None
+        weight = given.pop()
+        _write_backward(plan, given[: len(given) // 2], given[len(given) // 2 :], weight, kept, layout, step, needs,
+                        method)  # fmt: skip
+
+    return _planned(("backward", lined, tuple(layout), step, needs, method), inputs, make)
+
+
+def _planned(what: tuple[Any, ...], inputs: Sequence[Tensor], make: Callable[[Plan], None]) -> Plan:
+    """The plan of a call that differs from others in `what` and in everything about its tensors but their values."""
+    device, version = inputs[-1].device, configs.version()
+    exact = torch.get_float32_matmul_precision() if inputs[0].dtype == torch.float32 else ""
+    key = (what, device, inputs[0].dtype, exact, version, *(fact for x in inputs for fact in signature(x)))
+    found = _plans.get(key) if version is not None else None
+    if found is None:
+        found = Plan(inputs, device)
+        make(found)
+        if version is not None:
+            if len(_plans) >= _MOST:
+                forget()
+            _plans[key] = found
+    return found
+
+
+def signature(x: Tensor) -> tuple[Any, ...]:
+    """What a plan depends on in a tensor, besides its dtype and device."""
+    return x.shape, x.stride(), x.data_ptr() % 16 == 0
+
+
+def _write_backward(
+    plan: Plan, grads: Sequence[Tensor], planes: Sequence[Tensor], weight: Tensor, kept: Tensor | None,
+    layout: Sequence[str], step: Step, needs: tuple[bool, bool, bool], method: str,
+) -> None:  # fmt: skip
     need_planes, need_weight, need_bias = needs
-    sets, given, packed = _sets(planes), _sets(grads), _packed(weight)
+    sets, given = _sets(plan, planes), _sets(plan, grads)
     kernel = weight.shape[-1]
-    totals = [
-        torch.empty(grad.shape[0], grad.shape[1], grad.shape[4], grad.shape[2], dtype=torch.float32, device=grad.device)
-        for grad in given
-    ]
-    sums = [
-        tap_sums(grad, _area(x), kernel, step, total if need_bias else None)
-        for grad, x, total in zip(given, sets, totals, strict=True)
-    ]
-    results = []
+    rows = [grad.shape[0] * grad.shape[1] * grad.shape[4] for grad in given]
+    totals = plan.buffer(sum(rows), given[0].shape[2], dtype=torch.float32) if need_bias else None
+    parts = [None] * len(given) if totals is None else totals.split(rows)
+    sums = [tap_sums(plan, grad, _area(x), kernel, step, total)
+            for grad, x, total in zip(given, sets, parts, strict=True)]  # fmt: skip
     if need_planes:
-        results += _planes_gradient(given, sets, sums, packed, layout, step, method)
+        _planes_gradient(plan, given, sets, sums, packed_weight(plan, weight), layout, step, method)
     if need_weight:
-        results.append(_weight_gradient(given, sets, sums, weight, layout, step, method))
-    if need_bias:
-        whole = torch.cat([total.sum((0, 2)) for total in totals])
-        results.append((whole if weight.ndim == 5 else whole.sum(0)).to(weight.dtype))
-    return results
+        lines = average(plan, sets, layout) if kept is None else averages(sets, kept)
+        _weight_gradient(plan, given, sets, sums, lines, weight, step, method)
+    if totals is not None:
+        _bias_gradient(plan, given, totals, weight)
+
+
+def _bias_gradient(plan: Plan, grads: Sequence[Tensor], totals: Tensor, weight: Tensor) -> None:
+    result = plan.result(*weight.shape[:-3], dtype=weight.dtype)
+    if weight.ndim == 4:
+        bias_part(plan, totals, result[None], 1, totals.shape[0], 0, 0)
+        return
+    first = 0
+    for index, grad in enumerate(grads):
+        batch, planes, width = grad.shape[0], grad.shape[1], grad.shape[4]
+        part = result if len(grads) == 1 else result[index : index + 1]
+        bias_part(plan, totals[first:], part, batch, width, planes * width, width)
+        first += batch * planes * width
 
 
 def _planes_gradient(
-    grads: Sequence[Tensor], sets: Sequence[Tensor], sums: Sequence[Lines], packed: Tensor, layout: Sequence[str],
-    step: Step, method: str,
-) -> list[Tensor]:  # fmt: skip
+    plan: Plan, grads: Sequence[Tensor], sets: Sequence[Tensor], sums: Sequence[Lines], packed: Tensor,
+    layout: Sequence[str], step: Step, method: str,
+) -> None:  # fmt: skip
     places, length = line_places(sets, sets[0].shape[2])
-    buffer = torch.empty(length, dtype=torch.float32, device=packed.device)
+    buffer = plan.buffer(length, dtype=torch.float32)
     found, _, back = routes(layout)
     sources = {target: source for source, target in found.items()}
     for index, (x, vectors) in enumerate(zip(sets, sums, strict=True)):
@@ -100,77 +180,92 @@ def _planes_gradient(
             at, route = [places[source][kind] for source, kind in pairs], 0
         scales = (1 / (sizes[0] * vectors.scales[0]), 1 / (sizes[1] * vectors.scales[1]))
         kernels = _of_set(packed, index, len(sets))
-        line_gradients(x, vectors, kernels, Lines(buffer, at[0], at[1], scales), _area(grads[index]), step, route)
-    results = []
+        out = Lines(buffer, at[0], at[1], scales)
+        line_gradients(plan, x, vectors, kernels, out, _area(grads[index]), step, route)
     opposite = Step(step.stride, step.padding, not step.transposed)
     for index, (grad, x) in enumerate(zip(grads, sets, strict=True)):
         kernels, lines = _of_set(packed, index, len(sets)), Lines(buffer, *places[index])
-        if _method(method, x, packed[0], "planes_gradient") == "gemm":
-            y = own_plane(grad, kernels, None, lines, _area(x), opposite, backward=True)
+        if _method(method, x, packed[0], "planes_gradient", plan.device) == "gemm":
+            own_plane(plan, grad, kernels, None, lines, _area(x), opposite, backward=True)
         else:
-            y = _library_planes_gradient(grad, x, kernels, step)
-            add_lines(y, lines, _area(grad), packed.shape[-1], opposite, backward=True)
-        results.append(y)
-    return _as_planes(results, 1 if len(sets) == 1 else 3)
+            y = _library_planes_gradient(plan, grad, x, kernels, step)
+            add_lines(plan, y, lines, _area(grad), packed.shape[-1], opposite, backward=True)
 
 
 def _weight_gradient(
-    grads: Sequence[Tensor], sets: Sequence[Tensor], sums: Sequence[Lines], weight: Tensor, layout: Sequence[str],
-    step: Step, method: str,
-) -> Tensor:  # fmt: skip
-    averages = average(sets, layout)
+    plan: Plan, grads: Sequence[Tensor], sets: Sequence[Tensor], sums: Sequence[Lines], lines: Sequence[Lines],
+    weight: Tensor, step: Step, method: str,
+) -> None:  # fmt: skip
+    result = plan.result(*weight.shape, dtype=weight.dtype)
     whole = weight if weight.ndim == 5 else weight.unsqueeze(0)
     # three sets that share a weight are added up in float32 before they are rounded
-    dtype = torch.float32 if weight.ndim == 4 and len(sets) > 1 else weight.dtype
-    parts = []
+    shared = weight.ndim == 4 and len(sets) > 1
+    into = plan.buffer(len(sets), *weight.shape, dtype=torch.float32) if shared else result.view(whole.shape)
     for index, (grad, x) in enumerate(zip(grads, sets, strict=True)):
         kernels, own = _of_set(whole, index, len(sets)), None
-        if _method(method, x, weight, "weight_gradient") == "library":
-            own = _library_weight_gradient(grad, x, kernels, step)
-        parts.append(weight_part(grad, x, sums[index], averages[index], kernels, own, step, dtype))
-    if weight.ndim == 4:
-        return parts[0][0] if len(parts) == 1 else torch.cat(parts).sum(0).to(weight.dtype)
-    return torch.cat(parts)
+        if _method(method, x, weight, "weight_gradient", plan.device) == "library":
+            own = _library_weight_gradient(plan, grad, x, kernels, step)
+        part = into if len(sets) == 1 else into[index : index + 1]
+        weight_part(plan, grad, x, sums[index], lines[index], kernels, own, step, part)
+    if shared:
+        plan.call(lambda out, parts: out.copy_(parts.sum(0)), result, into)
 
 
-def _library_forward(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step) -> Tensor:
+def _library_forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, size: tuple[int, int],
+                     step: Step) -> Tensor:  # fmt: skip
     """The own plane by torch's convolution: x [B, P, C, H, W] and [weights, O, 3C, k, k] to dense [B, P, H', W', O]."""
-    own = weight[:, :, : x.shape[2]]
-    if len(own) == 1:
-        y = convolve(x.flatten(0, 1), own[0], bias, step)
-        return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
-    shifts = [None] * len(own) if bias is None else bias.unbind()
-    parts = [convolve(x[:, p], own[p], shifts[p], step).permute(0, 2, 3, 1) for p in range(len(own))]
-    return torch.stack(parts, 1)
+
+    def run(x: Tensor, own: Tensor, *bias: Tensor) -> Tensor:
+        shift = bias[0] if bias else None
+        if len(own) == 1:
+            y = convolve(x.flatten(0, 1), own[0], shift, step)
+            return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+        shifts = [None] * len(own) if shift is None else shift.unbind()
+        parts = [convolve(x[:, p], own[p], shifts[p], step).permute(0, 2, 3, 1) for p in range(len(own))]
+        return torch.stack(parts, 1)
+
+    shape = (*x.shape[:2], *size, weight.shape[1])
+    given = (x, weight[:, :, : x.shape[2]], *([] if bias is None else [bias]))
+    return plan.called(run, *given, shape=shape, dtype=x.dtype, show=as_planes)
 
 
-def _library_planes_gradient(grad: Tensor, x: Tensor, weight: Tensor, step: Step) -> Tensor:
+def _library_planes_gradient(plan: Plan, grad: Tensor, x: Tensor, weight: Tensor, step: Step) -> Tensor:
     """The gradient of the own plane by torch's convolution, dense [B, P, H, W, C]."""
-    own, mask = weight[:, :, : x.shape[2]], (True, False)
-    if len(own) == 1:
-        y, _ = convolve_backward(grad.flatten(0, 1), x.flatten(0, 1), own[0], step, mask)
-        return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
-    parts = [convolve_backward(grad[:, p], x[:, p], own[p], step, mask)[0] for p in range(len(own))]
-    return torch.stack([part.permute(0, 2, 3, 1) for part in parts], 1)
+
+    def run(grad: Tensor, x: Tensor, own: Tensor) -> Tensor:
+        mask = (True, False)
+        if len(own) == 1:
+            y, _ = convolve_backward(grad.flatten(0, 1), x.flatten(0, 1), own[0], step, mask)
+            return y.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+        parts = [convolve_backward(grad[:, p], x[:, p], own[p], step, mask)[0] for p in range(len(own))]
+        return torch.stack([part.permute(0, 2, 3, 1) for part in parts], 1)
+
+    batch, planes, channels, height, width = x.shape
+    shape = (batch, planes, height, width, channels)
+    return plan.called(run, grad, x, weight[:, :, :channels], shape=shape, dtype=x.dtype, show=as_planes)
 
 
-def _library_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, step: Step) -> Tensor:
+def _library_weight_gradient(plan: Plan, grad: Tensor, x: Tensor, weight: Tensor, step: Step) -> Tensor:
     """The gradient of the own plane's weight by torch's convolution, [weights, O, C, k, k]."""
-    own, mask = weight[:, :, : x.shape[2]], (False, True)
-    if len(own) == 1:
-        pairs = [(grad.flatten(0, 1), x.flatten(0, 1))]
-    else:
-        pairs = [(grad[:, p], x[:, p]) for p in range(len(own))]
-    parts = [convolve_backward(*pair, w, step, mask)[1] for pair, w in zip(pairs, own, strict=True)]
-    return torch.stack(parts)
+
+    def run(grad: Tensor, x: Tensor, own: Tensor) -> Tensor:
+        if len(own) == 1:
+            pairs = [(grad.flatten(0, 1), x.flatten(0, 1))]
+        else:
+            pairs = [(grad[:, p], x[:, p]) for p in range(len(own))]
+        return torch.stack([convolve_backward(*pair, w, step, (False, True))[1]
+                            for pair, w in zip(pairs, own, strict=True)])  # fmt: skip
+
+    own = weight[:, :, : x.shape[2]]
+    return plan.called(run, grad, x, own, shape=own.shape, dtype=x.dtype)
 
 
-def _sets(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _sets(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
     """One set [B, 3, C, H, W] of stacked planes, or three [B, 1, C, H_p, W_p] of separate ones."""
-    return [_readable(tensor if len(tensors) == 1 else tensor.unsqueeze(1)) for tensor in tensors]
+    return [_readable(plan, tensor if len(tensors) == 1 else tensor.unsqueeze(1)) for tensor in tensors]
 
 
-def _readable(x: Tensor) -> Tensor:
+def _readable(plan: Plan, x: Tensor) -> Tensor:
     """The set itself where its channels lie together and whole vectors of them can be loaded, else a copy that does.
 
     Every element is read once for each tap, k^2 times in all: in the order [C, H, W] a tap's neighbours start at any
@@ -179,20 +274,13 @@ def _readable(x: Tensor) -> Tensor:
     vector = 16 // x.element_size()
     pixels = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1 and stride != x.stride(2)]
     apart = x.shape[2] > 1 and x.stride(2) != 1
-    ragged = x.shape[2] % vector == 0 and (x.data_ptr() % 16 != 0 or any(stride % vector for stride in pixels))
-    return x.movedim(2, -1).contiguous().movedim(-1, 2) if apart or ragged else x
-
-
-def _as_planes(results: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Dense [B, P, H, W, C] as the tensors that the operator returns, the opposite of `_sets`."""
-    turned = [result.permute(0, 1, 4, 2, 3) for result in results]
-    return turned if count == 1 else [result.squeeze(1) for result in turned]
-
-
-def _packed(weight: Tensor) -> Tensor:
-    """[weights, O, 3C, k, k] with unit stride along 3C, so that the kernels load whole vectors of channels."""
-    whole = weight if weight.ndim == 5 else weight.unsqueeze(0)
-    return whole if whole.stride(2) == 1 else whole.movedim(2, -1).contiguous().movedim(-1, 2)
+    ragged = x.shape[2] % vector == 0 and (not plan.aligned(x) or any(stride % vector for stride in pixels))
+    if not (apart or ragged):
+        return x
+    turned = x.movedim(2, -1)
+    copy = plan.buffer(*turned.shape, dtype=x.dtype)
+    plan.call(Tensor.copy_, copy, turned)
+    return copy.movedim(-1, 2)
 
 
 def _of_set(packed: Tensor, index: int, sets: int) -> Tensor:
@@ -209,12 +297,13 @@ def _area(x: Tensor) -> tuple[int, int]:
     return x.shape[3], x.shape[4]
 
 
-def _method(method: str, x: Tensor, weight: Tensor, purpose: str) -> str:
+def _method(method: str, x: Tensor, weight: Tensor, purpose: str, device: torch.device | None = None) -> str:
     """ "gemm" or "library": what the caller forces, else what was tuned on this device, else the shipped rules'."""
     if method != "auto":
         return method
+    device = device or x.device
     shape = Shape(8 * x.element_size(), x.shape[2], weight.shape[-4], max(x.shape[3:]))
-    shipped = {"method": method_for(method, architecture(x.device), purpose, shape)}
-    found = configs.choose("rollout_conv", f"{purpose}_method", shape._asdict(), shipped, x.device,
+    shipped = {"method": method_for(method, architecture(device), purpose, shape)}
+    found = configs.choose("rollout_conv", f"{purpose}_method", shape._asdict(), shipped, device,
                            space={"method": METHODS[1:]})
     return str(found["method"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..launch import launch_options, needs_int64
 from .launches import Lines, launch_rule, precision, strides
+from .plan import Plan
 from .torch_path import Step
 
 #: Elements of partial sums in float32 that are worth it.
@@ -28,12 +29,13 @@ class _Slot(NamedTuple):
 
 
 def weight_part(
-    grad: Tensor, x: Tensor, vectors: Lines, lines: Lines, weight: Tensor, own: Tensor | None, step: Step,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """The weight gradient [weights, O, 3C, k, k] of one set of planes, in `dtype`.
+    plan: Plan, grad: Tensor, x: Tensor, vectors: Lines, lines: Lines, weight: Tensor, own: Tensor | None, step: Step,
+    result: Tensor,
+) -> None:  # fmt: skip
+    """The weight gradient [weights, O, 3C, k, k] of one set of planes, into `result`; sums are in float32.
 
     Args:
+        plan: takes the launches.
         grad: [B, P, O, H', W'], any strides.
         x: [B, P, C, H, W], any strides.
         vectors: the sums of grad for each tap, from `tap_sums`.
@@ -41,32 +43,48 @@ def weight_part(
         weight: [weights, O, 3C, k, k], for its shape; `weights` is 1 or P.
         own: the own plane's third [weights, O, C, k, k] where the library computed it.
         step: how the kernel moved.
-        dtype: of the result; sums are in float32.
+        result: contiguous.
     """
     from .weights.kernels import weight_finish
 
     count, outputs, channels, kernel = weight.shape[0], weight.shape[1], x.shape[2], weight.shape[-1]
     slots = [_own_slot(grad, x), *(_line_slot(grad, x, vectors, lines, kernel, kind) for kind in (0, 1))]
     one = count * kernel * kernel * outputs * channels
-    splits = [_splits(slot, x, outputs, count, kernel, step) for slot in slots]
+    splits = [_splits(plan, slot, x, outputs, count, kernel, step) for slot in slots]
     splits = [1 if own is not None else splits[0], *[min(splits[1:])] * 2]
     at = [0, splits[0] * one, (splits[0] + splits[1]) * one]
-    partial = torch.empty(at[2] + splits[2] * one, dtype=torch.float32, device=x.device)
+    partial = plan.buffer(at[2] + splits[2] * one, dtype=torch.float32)
     if own is not None:
-        partial[:one].view(count, kernel, kernel, outputs, channels).copy_(own.permute(0, 3, 4, 1, 2))
+        whole = partial[:one].view(count, kernel, kernel, outputs, channels)
+        plan.call(Tensor.copy_, whole, own.permute(0, 3, 4, 1, 2))
     for line, slot in enumerate(slots):
         if line or own is None:
-            _launch(slot, partial[at[line] :], x, weight, splits[line], step, line)
-    result = torch.empty(weight.shape, dtype=dtype, device=x.device)
-    found = launch_rule("weight_finish", x, outputs)
+            _launch(plan, slot, partial[at[line] :], x, weight, splits[line], step, line)
+    found = launch_rule("weight_finish", x, outputs, plan.device)
     (tile,) = found["tile"]
-    weight_finish[(-(-channels // tile), outputs, 3 * count)](
+    plan.add(
+        weight_finish, (-(-channels // tile), outputs, 3 * count),
         partial, result, at[1], at[2], splits[0], splits[1], channels, outputs,
         1 / vectors.scales[0], 1 / vectors.scales[1],
-        WEIGHTS=count, TAPS=kernel * kernel, TAPS_PADDED=1 << (kernel * kernel - 1).bit_length(), TILE_C=tile,
-        **launch_options(found["warps"], found["stages"]),
+        constants={"WEIGHTS": count, "TAPS": kernel * kernel, "TAPS_PADDED": 1 << (kernel * kernel - 1).bit_length(),
+                   "TILE_C": tile},
+        options=launch_options(found["warps"], found["stages"]),
     )  # fmt: skip
-    return result
+
+
+def bias_part(
+    plan: Plan, totals: Tensor, result: Tensor, outer: int, inner: int, spacing: int, plane: int
+) -> None:
+    """The gradient [weights, O] of biases from sums of rows [rows, O]: `outer` blocks of `inner` rows for each."""
+    from .weights.kernels import bias_gradient
+
+    found = launch_rule("bias_gradient", totals[:, None, :, None, None], totals.shape[1], plan.device)
+    tile_r, tile_o = found["tile"]
+    plan.add(
+        bias_gradient, (-(-totals.shape[1] // tile_o), result.shape[0]), totals, result, totals.shape[1], outer, inner,
+        spacing, plane, constants={"TILE_R": tile_r, "TILE_O": tile_o},
+        options=launch_options(found["warps"], found["stages"]),
+    )
 
 
 def _own_slot(grad: Tensor, x: Tensor) -> _Slot:
@@ -86,9 +104,9 @@ def _line_slot(grad: Tensor, x: Tensor, vectors: Lines, lines: Lines, kernel: in
     return _Slot(*parts, (1, length), (1, length_in), grad_strides, x_strides, False)
 
 
-def _splits(slot: _Slot, x: Tensor, outputs: int, weights: int, kernel: int, step: Step) -> int:
+def _splits(plan: Plan, slot: _Slot, x: Tensor, outputs: int, weights: int, kernel: int, step: Step) -> int:
     """Into how many partial sums the pixels are dealt: enough programs to fill the machine, bounded in memory."""
-    found = launch_rule("weight_gradient", x, outputs)
+    found = launch_rule("weight_gradient", x, outputs, plan.device)
     tile_o, tile_c, tile_p = found["tile"]
     tiles = -(-outputs // tile_o) * -(-x.shape[2] // tile_c) * kernel * kernel * weights
     walked = slot.size_in if step.transposed else slot.size
@@ -97,18 +115,22 @@ def _splits(slot: _Slot, x: Tensor, outputs: int, weights: int, kernel: int, ste
     return max(1, min(-(-found["programs"] // tiles), steps, most))
 
 
-def _launch(slot: _Slot, partial: Tensor, x: Tensor, weight: Tensor, splits: int, step: Step, line: int) -> None:
+def _launch(
+    plan: Plan, slot: _Slot, partial: Tensor, x: Tensor, weight: Tensor, splits: int, step: Step, line: int
+) -> None:
     from .weights.kernels import weight_gradient
 
     batch, planes, channels = x.shape[:3]
     count, outputs, kernel = weight.shape[0], weight.shape[1], weight.shape[-1]
-    found = launch_rule("weight_gradient", x, outputs)
+    found = launch_rule("weight_gradient", x, outputs, plan.device)
     tile_o, tile_c, tile_p = found["tile"]
     tiles = -(-outputs // tile_o) * -(-channels // tile_c)
-    weight_gradient[(tiles, kernel * kernel, splits * count)](
+    plan.add(
+        weight_gradient, (tiles, kernel * kernel, splits * count),
         slot.grad, slot.x, partial, batch * planes, planes, *slot.size, *slot.size_in, channels, outputs,
         step.padding, splits, *slot.grad_strides, *slot.x_strides,
-        WEIGHTS=count, KERNEL=kernel, STRIDE=step.stride, TRANSPOSED=step.transposed, LINE=line,
-        TILE_O=tile_o, TILE_C=tile_c, TILE_P=tile_p, PRECISION=precision(x), WIDE=slot.wide,
-        **launch_options(found["warps"], found["stages"]),
+        constants={"WEIGHTS": count, "KERNEL": kernel, "STRIDE": step.stride, "TRANSPOSED": step.transposed,
+                   "LINE": line, "TILE_O": tile_o, "TILE_C": tile_c, "TILE_P": tile_p, "PRECISION": precision(x),
+                   "WIDE": slot.wide},
+        options=launch_options(found["warps"], found["stages"]),
     )  # fmt: skip

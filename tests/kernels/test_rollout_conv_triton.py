@@ -33,7 +33,7 @@ from rodin_kernels import (
     rollout_conv_reference,
     unroll,
 )
-from rodin_kernels.rollout_conv import choice, launches, own_plane_method, triton_path, weight_gradient
+from rodin_kernels.rollout_conv import choice, launches, own_plane_method, quick, triton_path, weight_gradient
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
 from rodin_kernels.testing import STORAGES, amid_poison, assert_within_budget, poisoned, random_planes, random_tensor
 
@@ -49,7 +49,15 @@ def quick_interpreter(
     if os.environ.get("TRITON_INTERPRET") == "1" and "checked" not in request.node.name:
         builder = __import__("triton.runtime.interpreter", fromlist=["_"]).interpreter_builder
         monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
+    """Nothing that another test's parameters led to is used again."""
+    triton_path.forget()
+    quick.forget()
 
 
 def inputs(
@@ -128,7 +136,7 @@ def test_the_library_s_convolution_with_our_lines_is_as_right(setting: dict[str,
 def test_tiles_at_borders_and_away_from_them_agree(
     size: int, kernel: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def small_tiles(purpose: str, x: Tensor, outputs: int) -> dict[str, Any]:
+    def small_tiles(purpose: str, x: Tensor, outputs: int, device: object) -> dict[str, Any]:
         found = dict(launches.rule("interpreter", purpose, choice.Shape(32, x.shape[2], outputs, size)))
         return {**found, "tile": [2, 2, *found["tile"][2:]]} if purpose == "own_plane" else found
 

@@ -7,7 +7,7 @@ programs. Lines lie as [N, length, C], tap vectors as [N, taps, length, C], the 
 import triton
 import triton.language as tl
 
-from ..kernels import add_both_lines, axis_source
+from ..kernels import add_both_lines, axis_source, flushed
 
 
 @triton.jit
@@ -174,6 +174,7 @@ def line_conv(
     factors_at = weight + plane * w_plane + tl.where(kind == 0, w_columns, w_rows) + vector * w_vector
     blocks = tl.cdiv(channels, TILE_C)
     acc = tl.zeros((TILE_L, TILE_O), tl.float32)
+    part = tl.zeros((TILE_L, TILE_O), tl.float32)
     for step in range(VECTORS * KERNEL * blocks):
         channel = (step % blocks) * TILE_C + tl.arange(0, TILE_C)
         tap = (step // blocks) % KERNEL
@@ -187,7 +188,11 @@ def line_conv(
             factors_at + across * w_vector + tap * w_tap
             + channel[:, None] * w_channel + channel_out[None, :] * w_output,
             mask=(channel < channels)[:, None] & (channel_out < outputs)[None, :], other=0.0)  # fmt: skip
-        acc = tl.dot(values, factors, acc, input_precision=PRECISION)
+        if lines.dtype.element_ty == tl.float32:
+            acc, part = flushed(acc, tl.dot(values, factors, part, input_precision=PRECISION), step)
+        else:
+            acc = tl.dot(values, factors, acc, input_precision=PRECISION)
+    acc += part
     if BACKWARD:
         target, target_kind = routed(route, plane, kind)
         line = target_kind * images + batch * planes + target

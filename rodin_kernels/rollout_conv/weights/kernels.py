@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from ..kernels import flushed
+
 
 @triton.jit(do_not_specialize=["images", "planes", "height", "width", "height_in", "width_in", "padding", "splits"])
 def weight_gradient(
@@ -45,6 +47,7 @@ def weight_gradient(
     total = (images // WEIGHTS) * chunks
     each = tl.cdiv(total, splits)
     acc = tl.zeros((TILE_O, TILE_C), tl.float32)
+    part = tl.zeros((TILE_O, TILE_C), tl.float32)
     for step in range(split * each, tl.minimum(split * each + each, total)):
         image = (step // chunks).to(tl.int64) * WEIGHTS + weight
         pixel = (step % chunks) * TILE_P + tl.arange(0, TILE_P)
@@ -77,7 +80,11 @@ def weight_gradient(
         values = tl.load(
             x_start + x_place[:, None] + channel[None, :] * x_channel,
             mask=x_known[:, None] & (channel < channels)[None, :], other=0.0)  # fmt: skip
-        acc = tl.dot(tl.trans(grads), values, acc, input_precision=PRECISION)
+        if x.dtype.element_ty == tl.float32:
+            acc, part = flushed(acc, tl.dot(tl.trans(grads), values, part, input_precision=PRECISION), step)
+        else:
+            acc = tl.dot(tl.trans(grads), values, acc, input_precision=PRECISION)
+    acc += part
     base = partial + ((split * WEIGHTS + weight).to(tl.int64) * (KERNEL * KERNEL) + tap) * outputs * channels
     inside = (output < outputs)[:, None] & (channel < channels)[None, :]
     tl.store(base + output[:, None] * channels + channel[None, :], acc, mask=inside)
@@ -106,3 +113,43 @@ def weight_finish(
     base = out + ((weight.to(tl.int64) * outputs + output) * 3 + slot) * channels * TAPS
     place = channel[:, None] * TAPS + tap[None, :]
     tl.store(base + place, tl.trans(acc * scale).to(out.dtype.element_ty), mask=tl.trans(inside))
+
+
+@triton.jit
+def pack(
+    weight, out, outputs, channels, w_plane, w_output, w_channel, w_row, w_column,
+    KERNEL: tl.constexpr, TAPS_PADDED: tl.constexpr, TILE_O: tl.constexpr, TILE_C: tl.constexpr,
+):  # fmt: skip
+    """out [weights, KERNEL, KERNEL, outputs, channels] = weight [weights, outputs, channels, KERNEL, KERNEL]."""
+    plane = tl.program_id(2).to(tl.int64)
+    output = tl.program_id(1) * TILE_O + tl.arange(0, TILE_O)
+    channel = tl.program_id(0) * TILE_C + tl.arange(0, TILE_C)
+    tap = tl.arange(0, TAPS_PADDED)
+    inside = ((output < outputs)[:, None] & (channel < channels)[None, :])[:, :, None]
+    inside = inside & (tap < KERNEL * KERNEL)[None, None, :]
+    read = (output.to(tl.int64)[:, None] * w_output + channel[None, :] * w_channel)[:, :, None]
+    read = read + ((tap // KERNEL) * w_row + tap % KERNEL * w_column)[None, None, :]
+    values = tl.load(weight + plane * w_plane + read, mask=inside, other=0.0)
+    row = (plane * KERNEL * KERNEL + tap[None, None, :]) * outputs + output[:, None, None]
+    tl.store(out + row * channels + channel[None, :, None], values, mask=inside)
+
+
+@triton.jit(do_not_specialize=["outer", "inner", "spacing", "plane"])
+def bias_gradient(
+    totals, out, outputs, outer, inner, spacing, plane, TILE_R: tl.constexpr, TILE_O: tl.constexpr
+):  # fmt: skip
+    """out [weights, outputs] = sums of rows of totals [rows, outputs], in float32.
+
+    Weight p takes `outer` blocks of `inner` rows, `spacing` rows apart, the first of which starts at row p * plane.
+    """
+    output = tl.program_id(0) * TILE_O + tl.arange(0, TILE_O)
+    weight = tl.program_id(1).to(tl.int64)
+    start = totals + weight * plane * outputs + output[None, :]
+    acc = tl.zeros((TILE_R, TILE_O), tl.float32)
+    blocks = tl.cdiv(inner, TILE_R)
+    for step in range(outer * blocks):
+        row = (step % blocks) * TILE_R + tl.arange(0, TILE_R)
+        inside = (row < inner)[:, None] & (output < outputs)[None, :]
+        place = ((step // blocks).to(tl.int64) * spacing + row)[:, None] * outputs
+        acc += tl.load(start + place, mask=inside, other=0.0)
+    tl.store(out + weight * outputs + output, tl.sum(acc, 0).to(out.dtype.element_ty), mask=output < outputs)
