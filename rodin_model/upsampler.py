@@ -6,7 +6,6 @@ planes are blurred, shrunk and made noisy, so that it also repairs what the base
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -21,32 +20,30 @@ from .noise import beside
 def degrade(coarse: Tensor, generator: torch.Generator | None = None, *, strength: float = 1.0) -> Tensor:
     """Condition augmentation (Rodin 3.3): each sample blurred, shrunk and noised at random, in normalised units.
 
-    Blur: Gaussian, half the samples, sigma up to 0.8 texels. Shrink: a third of them, to 50 to 100 % and back. Noise:
-    always, standard deviation up to 0.25. Coarse [B, 3, C, r, r] -> the same shape.
+    Blur: Gaussian, half the samples, sigma up to 0.8 texels. Shrink: a third of them, to 50 to 100 % and back, the same
+    size for all of a batch. Noise: always, standard deviation up to 0.25. Coarse [B, 3, C, r, r] -> the same shape.
     """
     size = coarse.shape[-1]
-    out = []
-    chance = torch.rand(len(coarse), 5, **beside(generator)).tolist()
-    for sample, u in zip(coarse, chance, strict=True):
-        if u[0] < 0.5:
-            sample = gaussian_blur(sample, 0.8 * strength * u[1])
-        if u[2] < 1 / 3:
-            small = max(4, round(size * (1 - 0.5 * strength * u[3])))
-            sample = enlarge(F.interpolate(sample, (small, small), mode="area")[None], size)[0]
-        noise = torch.randn(sample.shape, **beside(generator)).to(sample)
-        out.append(sample + 0.25 * strength * u[4] * noise)
-    return torch.stack(out)
+    share = torch.rand(1, **beside(generator)).item()
+    blurred, sigma, shrunk, noise = torch.rand(4, len(coarse), **beside(generator)).to(coarse)
+    out = gaussian_blur(coarse, torch.where(blurred < 0.5, 0.8 * strength * sigma, 0.0))
+    small = max(4, round(size * (1 - 0.5 * strength * share)))
+    rough = enlarge(F.interpolate(out.flatten(0, 1), (small, small), mode="area").unflatten(0, (-1, 3)), size)
+    out = torch.where((shrunk < 1 / 3).view(-1, 1, 1, 1, 1), rough, out)
+    grain = torch.randn(coarse.shape, **beside(generator)).to(coarse)
+    return out + 0.25 * strength * noise.view(-1, 1, 1, 1, 1) * grain
 
 
-def gaussian_blur(planes: Tensor, sigma: float) -> Tensor:
-    """[3, C, r, r] blurred along both axes by a Gaussian of `sigma` texels, borders repeated."""
-    radius = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-radius, radius + 1, device=planes.device, dtype=planes.dtype)
-    kernel = torch.softmax(-0.5 * (x / max(sigma, 1e-3)) ** 2, 0)
-    flat = planes.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
-    return flat[:, 0].view_as(planes)
+def gaussian_blur(planes: Tensor, sigma: Tensor) -> Tensor:
+    """[B, 3, C, r, r] blurred along both axes by Gaussians of `sigma` [B] texels, at most 1, borders repeated."""
+    reach, size = 3, planes.shape[-1]
+    x = torch.arange(-reach, reach + 1, device=planes.device, dtype=planes.dtype)
+    kernels = torch.softmax(-0.5 * (x / sigma.clamp_min(1e-3)[:, None]) ** 2, 1).view(len(planes), -1, 1, 1, 1, 1)
+    for dim in (-1, -2):
+        border = (reach, reach, 0, 0) if dim == -1 else (0, 0, reach, reach)
+        wide = F.pad(planes.flatten(0, 1), border, mode="replicate").unflatten(0, (-1, 3))
+        planes = torch.stack([kernels[:, k] * wide.narrow(dim, k, size) for k in range(2 * reach + 1)]).sum(0)
+    return planes
 
 
 class Upsampler(TriplaneDiffusion):

@@ -59,7 +59,7 @@ class Plan:
         start, decoder, towers = self.start, ("--decoder", str(self.start / "decoder")), self.output / "towers"
         imagined = ("--imagined", str(self.imagined))
         diffusion = ("--coarse", str(planes), "--latents", str(latents), "--text-share", "0.4")
-        points = ("--data", str(data), *decoder, "--batch", "40", "--points", "8192", "--rays", "768",
+        points = ("--data", str(data), *decoder, "--batch", "24", "--points", "8192", "--rays", "768",
                   "--image-weight", "40")
         return [
             Stage("data", "rodin_model.avatars.dataset",

@@ -151,14 +151,14 @@ def test_the_trial_before_kernels_are_used_sees_wrong_results(monkeypatch: pytes
     assert "results of a trial are wrong" in fused._fault(cpu)
 
 
-@pytest.mark.interpret
+@pytest.mark.interpret(only=True)
 @pytest.mark.parametrize("count", [0, 1, 1000])
 def test_the_kernel_plays_every_instruction(count: int) -> None:
     program, inputs = every_instruction(), points_around(1000, 3)[:count].T.contiguous()
     torch.testing.assert_close(fused.run(program, inputs), program.play(inputs), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.interpret
+@pytest.mark.interpret(only=True)
 def test_the_kernel_knows_the_angles_of_the_axes() -> None:
     tape = Tape()
     tape.output(torch.atan2(tape.input(0), tape.input(1)))
@@ -166,7 +166,7 @@ def test_the_kernel_knows_the_angles_of_the_axes() -> None:
     torch.testing.assert_close(fused.run(tape.finish(), torch.stack([y, x]))[0], torch.atan2(y, x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.interpret
+@pytest.mark.interpret(only=True)
 @pytest.mark.parametrize("seed", [0, 3, 23])
 def test_the_kernel_plays_an_avatar(seed: int) -> None:
     field, points = AvatarField(sample_attributes(seed), fused=True), points_around(600, seed)
@@ -178,7 +178,7 @@ def test_the_kernel_plays_an_avatar(seed: int) -> None:
         assert (found - expected).abs().flatten().quantile(0.999) < 5e-6 and found.isfinite().all()
 
 
-@pytest.mark.interpret
+@pytest.mark.interpret(only=True)
 def test_the_kernel_marches_like_the_steps_in_torch() -> None:
     field, (origins, directions) = AvatarField(sample_attributes(5)), Camera.orbit(30, 10, 40).rays()
     near, far = box_near_far(origins, directions, 0.95)
@@ -192,6 +192,7 @@ def test_the_kernel_marches_like_the_steps_in_torch() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", [0, 5, 14, 18, 23])
 def test_a_gpu_makes_the_same_avatar(seed: int) -> None:
+    torch.set_default_device("cpu")  # a GPU is asked for where it is meant
     recipe = Recipe(views=3, size=64, uniform=2000, surface=6000)
     device = torch.device("cuda")
     assert fused.can_run(device) and AvatarField(sample_attributes(seed), device).fused is not None
@@ -216,6 +217,7 @@ def test_no_thread_needs_what_another_wrote() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_plays_every_instruction() -> None:
+    torch.set_default_device("cpu")
     program, inputs = every_instruction(), points_around(300_001, 3).T.contiguous()
     device = torch.device("cuda")
     found = fused.run(program.to(device), inputs.to(device)).cpu()

@@ -235,8 +235,9 @@ def test_degrading_keeps_shape_and_seed_and_changes_every_sample() -> None:
 
 
 def test_blur_keeps_constants_and_spreads_a_point() -> None:
-    assert torch.allclose(gaussian_blur(torch.full((3, 2, 9, 9), 2.5), 0.7), torch.tensor(2.5))
-    point = torch.zeros(3, 1, 9, 9)
-    point[:, :, 4, 4] = 1.0
-    blurred = gaussian_blur(point, 1.0)
+    assert torch.allclose(gaussian_blur(torch.full((1, 3, 2, 9, 9), 2.5), torch.tensor([0.7])), torch.tensor(2.5))
+    point = torch.zeros(2, 3, 1, 9, 9)
+    point[:, :, :, 4, 4] = 1.0
+    blurred, sharp = gaussian_blur(point, torch.tensor([1.0, 0.0]))
     assert float(blurred.sum()) == pytest.approx(3.0, abs=1e-4) and 0.05 < float(blurred[0, 0, 4, 5]) < 0.15
+    assert torch.equal(sharp, point[1])
