@@ -168,8 +168,8 @@ def _autocast(
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """The arguments in autocast's dtype where it is on; as PyTorch's own operators do, float64 is left alone."""
     device = weight.device.type
-    known = torch.amp.is_autocast_available(device)  # the meta device, for one, has no autocast to ask about
-    if not known or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
+    # the meta device has no autocast to ask about; `is_autocast_available` would tell, but torch 2.11 cannot compile it
+    if device == "meta" or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return parts, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return [part.to(dtype) for part in parts], weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -70,7 +70,7 @@ class Plan:
 
     def called(self, function: Callable[..., Tensor], *tensors: Tensor, shape: Sequence[int], dtype: torch.dtype,
                show: Callable[[Tensor], Tensor] | None = None) -> Tensor:  # fmt: skip
-        """What a function of PyTorch returns, a contiguous tensor; with `show` it is a result of the plan."""
+        """What a function of PyTorch returns, made contiguous; with `show` it is a result of the plan."""
         self.calls = True
         found = self._separate(shape, dtype, show, False, show is not None)
         self.steps.append(_Call(function, tensors, self.place(found)[0], show))
@@ -161,6 +161,8 @@ class _Call:
     def __call__(self, plan: Plan, tensors: list[Tensor], pointers: list[int], stream: int | None) -> None:
         found = self.function(*(plan.view(tensors, like) for like in self.tensors))
         if self.into is not None:
+            # on a GPU torch's convolutions answer in the memory order of what they are given
+            found = found.contiguous()
             tensors[self.into] = self.show(found) if self.show else found
             pointers[self.into] = found.data_ptr()
 
