@@ -98,11 +98,12 @@ def section(golden: dict[str, Any]) -> str:
     versions = ", ".join(f"{version} ({operator})" for operator, version in sorted(golden["triton"].items()))
     return "\n".join([
         "## Predicted times", "",
-        "**Predictions, not measurements: no GPU has run these.** Each is the forward's time + the backward's that "
-        "follow from counted operations and bytes alone, the slower of the two deciding, at "
-        f"{COMPUTE_SHARE:.0%} of the data sheet's matrix rate and {MEMORY_SHARE:.0%} of its memory rate ({assumed}). "
+        "**Predictions, not measurements; what an H200 took stands in [h200.md](h200.md).** Each is the "
+        "forward's time + the backward's that follow from counted operations and bytes alone, the slower of the two "
+        f"deciding, at {COMPUTE_SHARE:.0%} of the data sheet's matrix rate and {MEMORY_SHARE:.0%} of its memory rate "
+        f"({assumed}). "
         "Launches, random access and everything else that a kernel does besides are left out, so a real kernel takes "
-        "longer; what a GPU needed stands in the benchmarks, with the fraction of its measured ceilings.", "",
+        "longer; benchmarks give the fraction of a GPU's measured ceilings.", "",
         predicted(), "", "## What the kernels became", "",
         f"Compiled by Triton {versions} without a GPU and read from the machine code by "
         "`python -m rodin_kernels.inspect`. Spills are bytes a thread (registers on AMD); loads, stores and atomics "

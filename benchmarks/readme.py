@@ -31,7 +31,7 @@ def section(folder: Path = RESULTS, root: Path = ROOT) -> str:
             parts += ["Expected and missed:", "", *lines, ""]
         parts += [f"Everything, with spreads, errors and memory: [{results['slug']}.md]({at}/{results['slug']}.md)", ""]
     if not any(results["kind"] == "cuda" for results in found):
-        parts += ["No GPU has run these benchmarks yet, so there is no GPU's row.", ""]
+        parts += ["No whole run on a GPU is among these results, so there is no GPU's row.", ""]
     return "\n".join(parts).strip()
 
 

@@ -67,7 +67,7 @@ def test_a_tiny_run_writes_results_table_and_plots(tmp_path: Path) -> None:
         picture = ElementTree.parse(tmp_path / f"{slug}-{name}.svg").getroot()
         assert len(picture.findall(".//{http://www.w3.org/2000/svg}circle")) > 3
     section = readme.section(tmp_path, tmp_path)
-    assert f"({slug}-time.svg)".replace("(", "") in section.replace("./", "") and "No GPU has run" in section
+    assert f"({slug}-time.svg)".replace("(", "") in section.replace("./", "") and "No whole run on a GPU" in section
 
 
 def test_a_run_goes_on_after_a_case_that_ended_its_process(tmp_path: Path) -> None:
