@@ -102,13 +102,14 @@ def _old_compiler() -> bool:
 
 
 def few_windows(arch: str) -> int:
-    """Windows of planes of 2 bytes an element: none on sm_90, nor on sm_100 for a Triton older than 3.9.
+    """Windows of planes of 2 bytes an element: none on sm_100 for a Triton older than 3.9.
 
-    An H200 adds 16 bytes at a time in its L2 cache faster than windows and their products take: backward of 512 x 512
-    rays by 96 samples in 13 ms without, on 4 warps, and 31 ms with them, on the 8 that they need. The older compiler
-    fails at their product on sm_100, and 3.9 at the same kernel without windows.
+    Such a compiler fails at their product there, and 3.9 at the same kernel without windows. An H200 adds 16 bytes at a
+    time in its L2 cache faster than windows and their products take, so its tuned launches (`configs/nvidia-h200.json`)
+    have none: backward of 512 x 512 rays by 96 samples in 13 ms on 4 warps, with windows on 8 in 31 ms. Elsewhere the
+    windows stay until somebody measures: without them Triton 3.9 keeps 8 bytes of the kernel in local memory.
     """
-    return 0 if arch == "sm_90" or (arch == "sm_100" and _old_compiler()) else FEW_WINDOWS
+    return 0 if arch == "sm_100" and _old_compiler() else FEW_WINDOWS
 
 
 def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
@@ -121,7 +122,7 @@ def decoder_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
         return Tile(32, 4 if arch == "gfx942" else 8, fresh=True) if wide else Tile(64, 8)
     if arch == "sm_80":
         return Tile(16, 4, True, True)
-    return Tile(64, 8 if arch == "sm_100" else 4, True, windows=few_windows(arch))
+    return Tile(64, 4 if arch == "gfx942" else 8, True, windows=few_windows(arch))
 
 
 def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
@@ -130,7 +131,7 @@ def field_tile(arch: str, itemsize: int, widths: Widths) -> Tile:
         # windows would take another exact product, for which only AMD's tensor cores leave registers
         return Tile(16, 4, windows=FEW_WINDOWS) if arch == "gfx942" else Tile(16, 8, fresh=True)
     if widths.narrow and arch != "sm_80":
-        return Tile(64, 4, windows=few_windows(arch))
+        return Tile(64, 8 if arch == "sm_90" else 4, windows=few_windows(arch))
     rays = 16 if widths.hidden > 64 else 32
     return Tile(rays, 4 if arch == "gfx942" else 8, fresh=True, windows=few_windows(arch))
 

@@ -236,3 +236,29 @@ def test_a_rehearsal_asks_and_writes_what_can_be_read_back(folder: Path, capsys:
     configs.forget()
     shape, config = found[0]["shape"], found[0]["config"]
     assert configs.choose("sample_triplane", found[0]["kernel"], shape, config, "cpu") == config
+
+
+def test_what_ships_for_a_device_can_be_read_and_is_allowed() -> None:
+    from rodin_kernels.volume_render.tiles import RAYS, WINDOWS
+
+    shipped = sorted(Path(configs.__file__).parent.glob("*.json"))
+    assert [path.stem for path in shipped] == ["nvidia-h200"]
+    for path in shipped:
+        for entry in configs.load(path):
+            assert entry["operator"] == "render_triplane"
+            found = entry["config"]
+            assert found["rays"] in RAYS and found["windows"] in WINDOWS and found["num_warps"] in (1, 2, 4, 8, 16)
+
+
+def test_an_h200_marches_on_fewer_warps_than_what_ships_for_its_kind(monkeypatch: pytest.MonkeyPatch,
+                                                                     tmp_path: Path) -> None:
+    from rodin_kernels.volume_render.tiles import Widths, decoder_tile, tuned
+
+    monkeypatch.setenv("RODIN_KERNELS_CONFIGS", str(tmp_path))
+    usual, widths = decoder_tile("sm_90", 2, Widths(32, 64, 16)), Widths(32, 64, 16)
+    for key, launch in (("nvidia-h200", (64, 4, 0)), ("nvidia-h100-80gb-hbm3", (64, 8, usual.windows))):
+        monkeypatch.setattr(configs, "device_key", lambda device, key=key: key)
+        configs.forget()
+        found = tuned(usual, "backward planes decoder", torch.device("cuda"), 2, widths, splats=True)
+        assert (found.rays, found.warps, found.windows) == launch
+    configs.forget()
