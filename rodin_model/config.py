@@ -2,7 +2,7 @@
 
 | preset    | fitted planes | base diffusion             | upsampler  | refiner     | for                       |
 |-----------|---------------|----------------------------|------------|-------------|---------------------------|
-| `mini`    | 3x16x128^2    | 32^2, about 4 M parameters | 32 -> 128  | 256 -> 512  | shipped, trained on a CPU |
+| `mini`    | 3x16x128^2    | 32^2, about 4 M parameters | 32 -> 128  | 256 -> 512  | shipped; minutes on a GPU |
 | `rodin`   | 3x32x256^2    | 64^2, about 330 M          | 64 -> 256  | 512 -> 1024 | the paper (CVPR 2023)     |
 | `rodinhd` | 3x32x512^2    | 128^2, about 340 M         | 128 -> 512 | none        | its follow-up (ECCV 2024) |
 
