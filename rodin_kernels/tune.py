@@ -78,14 +78,17 @@ def tiny_job(number: int) -> Job:
 
 def jobs(device: torch.device) -> Iterator[Job]:
     """The shapes of Rodin, RodinHD, EG3D, TripoSR and OpenLRM, `JOBS`; tensors are made when asked for."""
-    for operator, *shape, dtype in JOBS:
-        yield _MAKERS[operator](*shape, dtype, device)
+    return (_job(number, device) for number in range(len(JOBS)))
 
 
 def job_on_gpu(number: int) -> Job:
     """The job with a number in `JOBS`, on the current GPU."""
+    return _job(number, torch.device("cuda", torch.cuda.current_device()))
+
+
+def _job(number: int, device: torch.device) -> Job:
     operator, *shape, dtype = JOBS[number]
-    return _MAKERS[operator](*shape, dtype, torch.device("cuda", torch.cuda.current_device()))
+    return _MAKERS[operator](*shape, dtype, device)
 
 
 def _stepped(call: Callable[..., Tensor], leaves: list[Tensor], *others: Tensor) -> Step:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from .avatars.dataset import shard_paths
 from .cameras import box_near_far
 from .noise import beside
 
@@ -111,28 +112,23 @@ def read_views(shard: str | Path) -> Views:
     """The pictures, on white, of all avatars in one file of a data set, in the types they are stored in."""
     with safe_open(shard, framework="pt") as file:
         images, *others = (file.get_tensor(name) for name in ("images", "depth", "cam2world", "intrinsics"))
-    # colours are premultiplied: white shows through by what opacity leaves, and rounding must not carry it beyond 255
-    rgb = images[..., :3] + (255 - images[..., 3:]).minimum(255 - images[..., :3])
-    return Views(rgb, images[..., 3], *others)
+    return Views(on_white(images[..., :3], images[..., 3:]), images[..., 3], *others)
+
+
+def on_white(color: Tensor, alpha: Tensor) -> Tensor:
+    """Premultiplied colours before white, all bytes: what opacity leaves shows through; rounding ends at 255."""
+    return color + (255 - alpha).minimum(255 - color)
 
 
 def load_views(folder: str | Path) -> Views:
     """The pictures of all avatars of a data set; FileNotFoundError for none."""
-    return Views(*(torch.cat(part) for part in zip(*map(read_views, _shards(folder)), strict=True)))
+    return Views(*(torch.cat(part) for part in zip(*map(read_views, shard_paths(folder)), strict=True)))
 
 
 def load_clouds(folders: Sequence[str | Path]) -> Cloud:
     """The points of all avatars of some data sets, in the types they are stored in; FileNotFoundError for none."""
-    clouds = [read_cloud(shard) for folder in folders for shard in _shards(folder)]
+    clouds = [read_cloud(shard) for folder in folders for shard in shard_paths(folder)]
     return Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
-
-
-def _shards(folder: str | Path) -> list[Path]:
-    shards = sorted(Path(folder).glob("shard-*.safetensors"))
-    if not shards:
-        raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
-                                "make some with python -m rodin_model.avatars.dataset")
-    return shards
 
 
 def ray_depths(views: Views) -> Tensor:

@@ -95,6 +95,15 @@ def shard_path(folder: str | Path, index: int) -> Path:
     return Path(folder) / f"shard-{index:05d}.safetensors"
 
 
+def shard_paths(folder: str | Path) -> list[Path]:
+    """The shards of a data set in their order; FileNotFoundError where there is none."""
+    paths = sorted(Path(folder).glob("shard-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
+                                "make some with python -m rodin_model.avatars.dataset")
+    return paths
+
+
 def write_shard(folder: str | Path, index: int, recipe: Recipe, device: torch.device | str = "cpu") -> Path:
     """Make and write avatars `index * SHARD` and following as one file; returns its path."""
     numbers = range(index * SHARD, min((index + 1) * SHARD, recipe.count))
@@ -139,13 +148,9 @@ class AvatarDataset:
     """Avatars from a folder of shards, read one at a time; `len(data)` avatars, numbered across the shards."""
 
     def __init__(self, folder: str | Path) -> None:
-        paths = sorted(Path(folder).glob("shard-*.safetensors"))
-        if not paths:
-            raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
-                                    "make some with python -m rodin_model.avatars.dataset")
         self._where: list[tuple[Path, int]] = []
         self._attributes: list[Attributes] = []
-        for path in paths:
+        for path in shard_paths(folder):
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
@@ -235,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder of the shards; made if it is absent")
     parser.add_argument("--count", type=int, required=True, help="number of avatars")
     parser.add_argument("--seed", type=int, default=0, help="0 is the training set, 1 the held-out set")
-    parser.add_argument("--views", type=int, default=8, 
+    parser.add_argument("--views", type=int, default=8,
                         help="pictures of an avatar, the first from the front; 0 for points alone")
     parser.add_argument("--size", type=int, default=128, help="width and height of the pictures in pixels")
     parser.add_argument("--uniform", type=int, default=12_000,

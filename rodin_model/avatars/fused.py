@@ -60,32 +60,26 @@ def _fault(device: torch.device) -> str:
 class FusedField:
     """Programs of one avatar: `nearest` and `albedo` of its `parts`, whose constants must be on the CPU.
 
-    `model` turns the three coordinates in the box into a `Place`, `scale` is what it divides by.
+    `place` turns the three coordinates in the box into a `Place`; `nearest_at` finds distance and number of a part.
     """
 
-    def __init__(self, parts: list[Part], model: Callable[[Any, Any, Any], Place], scale: float,
-                 device: torch.device) -> None:
-        self._parts, self._model, self._scale, self._device = parts, model, scale, device
+    def __init__(self, parts: list[Part], place: Callable[[Any, Any, Any], Place],
+                 nearest_at: Callable[[list[Part], Place], tuple[Any, Any]], device: torch.device) -> None:
+        self._parts, self._place, self._nearest_at, self._device = parts, place, nearest_at, device
 
     @cached_property
     def nearest_program(self) -> Program:
         """Inputs x, y, z in the box; outputs the signed distance and the number of the part."""
         tape = Tape()
-        place = self._model(*(tape.input(i) for i in range(3)))
-        best, which = self._parts[0].distance(place), cast(Any, 0.0)
-        for i, part in enumerate(self._parts[1:], 1):
-            d = part.distance(place)
-            which = torch.where(d < best, i, which)
-            best = torch.minimum(best, d)
-        tape.output(best * self._scale)
-        tape.output(which)
+        for found in self._nearest_at(self._parts, self._place(*(tape.input(i) for i in range(3)))):
+            tape.output(found)
         return tape.finish().to(self._device)
 
     @cached_property
     def albedo_program(self) -> Program:
         """Inputs x, y, z and the number of the part; outputs its colour in 0..1, its gloss and its shadow's tint."""
         tape = Tape()
-        place, which = self._model(*(tape.input(i) for i in range(3))), tape.input(3)
+        place, which = self._place(*(tape.input(i) for i in range(3))), tape.input(3)
         albedo: list[Any] = [0.0] * 3
         for i, part in enumerate(self._parts):
             here = cast(Any, (which - i).abs() < 0.5)

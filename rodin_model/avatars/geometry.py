@@ -44,12 +44,11 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def _model(points: Tensor) -> Place:
     """Points of the box in the unit in which the parts are modelled."""
-    x, y, z = (points / SCALE).T.contiguous().unbind(0)
-    return Place(x, y + DROP / SCALE, z)
+    return _place(*points.T.contiguous().unbind(0))
 
 
 def _place(x: Any, y: Any, z: Any) -> Place:
-    """The same of three coordinates that are recorded."""
+    """The same of three coordinates, which may be recorded."""
     return Place(x / SCALE, y / SCALE + DROP / SCALE, z / SCALE)
 
 
@@ -64,6 +63,17 @@ class Part:
     shadow: tuple[float, float, float] = (0.56, 0.55, 0.62)
 
 
+def _nearest(parts: list[Part], p: Place) -> tuple[Tensor, Tensor]:
+    """Signed distance in the box, and the number of the part that it belongs to; both may be recorded."""
+    best = parts[0].distance(p)
+    which = torch.zeros_like(best, dtype=torch.long)
+    for i, part in enumerate(parts[1:], 1):
+        d = part.distance(p)
+        which = torch.where(d < best, i, which)
+        best = torch.minimum(best, d)
+    return best * SCALE, which
+
+
 class AvatarField:
     """Signed distance and shaded colour of the avatar that `attributes` describe, inside |coordinate| <= 0.93.
 
@@ -76,7 +86,7 @@ class AvatarField:
         self.attributes, self.device = attributes, torch.device(device)
         recorded = can_run(self.device) if fused is None else fused
         self.parts = self._assemble(attributes, torch.device("cpu") if recorded else self.device)
-        self.fused = FusedField(self.parts, _place, SCALE, self.device) if recorded else None
+        self.fused = FusedField(self.parts, _place, _nearest, self.device) if recorded else None
         self._chunk = 16_384 if self.device.type == "cpu" else 2_000_000
 
     def _assemble(self, a: Attributes, device: torch.device) -> list[Part]:
@@ -112,19 +122,10 @@ class AvatarField:
         points = self._check(points)
         if self.fused is not None:
             return self.fused.nearest(points)
-        results = [self._nearest(_model(chunk)) for chunk in points.split(self._chunk)]
+        results = [_nearest(self.parts, _model(chunk)) for chunk in points.split(self._chunk)]
         if not results:
             return points.new_zeros(0), torch.zeros(0, dtype=torch.long, device=self.device)
         return torch.cat([d for d, _ in results]), torch.cat([i for _, i in results])
-
-    def _nearest(self, p: Place) -> tuple[Tensor, Tensor]:
-        best = self.parts[0].distance(p)
-        which = torch.zeros_like(best, dtype=torch.long)
-        for i, part in enumerate(self.parts[1:], 1):
-            d = part.distance(p)
-            which = torch.where(d < best, i, which)
-            best = torch.minimum(best, d)
-        return best * SCALE, which
 
     @torch.no_grad()
     def color(self, points: Tensor, which: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ from rodin_model.config import PRESETS, AmortizedConfig
 from rodin_model.decoder import load_decoder
 from rodin_model.fit import FitConfig, coarse_start, decode_points, plane_loss, point_loss
 from rodin_model.fit_data import Cloud, draw_points, load_clouds
-from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, step_randomness
+from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, draw_keys, step_randomness
 from rodin_model.train.fit import SHARD, planes_file
 from rodin_model.train.resume import add_imagined, add_settings, settings_of
 
@@ -70,7 +70,7 @@ class AmortizedLosses:
         rng, generator = step_randomness(seed, step, self.known.device)
         rows = rng.integers(0, len(self.known), self.settings.batch)
         index = torch.from_numpy(rows).to(self.known.device)
-        keys = generator if generator.device.type == "cuda" else [(seed, int(row), step) for row in rows]
+        keys = draw_keys(generator, seed, rows, step)
         drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, far_share=0.35)
         drawn = Cloud(*(part.to(device) for part in drawn))
         planes = model(self.known[index].to(device))

@@ -23,8 +23,9 @@ from rodin_model.avatars.captions import caption_with_labels
 from rodin_model.tokenizer import WordTokenizer
 from rodin_model.towers import Towers
 from rodin_model.train import towers as training
-from rodin_model.train.changes import augment, color_weights, on_background, recolor
+from rodin_model.train.changes import augment, color_weights, plain, recolor
 from rodin_model.train.photographs import photographed
+from rodin_model.train.resume import follow
 from rodin_model.train.views import Views
 
 #: Portraits are taken from at most so many degrees aside.
@@ -88,12 +89,7 @@ class AroundTrainer(training.TowersTrainer):
     def train_step(self) -> dict[str, Tensor]:
         """One step, and the average after it."""
         losses = super().train_step()
-        keep = min(AVERAGE, (1 + self.step) / (10 + self.step))
-        pairs = [(old, new) for old, new in zip(self.average.state_dict().values(),
-                                                self.towers.image.state_dict().values(), strict=True)
-                 if old.is_floating_point()]
-        with torch.no_grad():
-            torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - keep)
+        follow(self.average, self.towers.image, min(AVERAGE, (1 + self.step) / (10 + self.step)))
         return losses
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -115,11 +111,6 @@ class AroundTrainer(training.TowersTrainer):
         return {"image": training.attribute_loss(logits, self.labels[who], color_weights(other)),
                 "shape": s.shape_weight * F.mse_loss(shape.float(), self.shapes[who]),
                 "pull": s.pull_weight * pull.mean()}
-
-
-def plain(rgba: Tensor) -> Tensor:
-    """Premultiplied RGBA [B, 4, S, S] in [0, 1] on white: [B, 3, S, S]."""
-    return on_background(rgba, rgba.new_ones(len(rgba), 3)).clamp(0, 1)
 
 
 @torch.no_grad()

@@ -31,6 +31,11 @@ def on_background(rgba: Tensor, color: Tensor) -> Tensor:
     return rgba[:, :3] + (1.0 - rgba[:, 3:]) * color[:, :, None, None]
 
 
+def plain(rgba: Tensor) -> Tensor:
+    """Premultiplied RGBA [B, 4, S, S] in [0, 1] on white: [B, 3, S, S]."""
+    return on_background(rgba, rgba.new_ones(len(rgba), 3)).clamp(0, 1)
+
+
 @in_full_precision
 def augment(rgba: Tensor, generator: torch.Generator, white: float = 0.6) -> Tensor:
     """Premultiplied RGBA [B, 4, S, S] in [0, 1] to pictures [B, 3, S, S] that are mirrored, moved, dimmed, blurred.

@@ -9,9 +9,10 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,12 @@ def step_randomness(seed: int, step: int,
     words = [seed, int(os.environ.get("RANK", "0")), step]
     rng = np.random.default_rng(words)
     return rng, torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+
+
+def draw_keys(generator: torch.Generator, seed: int, rows: Iterable[Any], step: int,
+              *more: int) -> list[tuple[int, ...]] | torch.Generator:
+    """What `fit_data` draws with: a GPU's generator for all avatars at once, else a key for each of `rows`."""
+    return generator if generator.device.type == "cuda" else [(seed, int(row), step, *more) for row in rows]
 
 
 def all_planes(folder: str | Path) -> tuple[Tensor, list[int]]:

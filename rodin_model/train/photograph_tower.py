@@ -20,7 +20,7 @@ from rodin_model.avatars.captions import visible_attributes
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.towers import Towers
 from rodin_model.train import towers as training
-from rodin_model.train.changes import on_background
+from rodin_model.train.changes import plain
 from rodin_model.train.photographs import photographed
 
 #: Portraits are taken from at most so many degrees aside.
@@ -93,8 +93,3 @@ def probe(towers: Towers, data: Sequence[str | Path], teacher: Towers | None = N
                 alike[name] += float((z * teacher.to(z.device).image(looks["plain"])).sum())
     result = {name: count / asked for name, count in found.items()}
     return result if teacher is None else {**result, **{f"{name}_alike": v / len(owner) for name, v in alike.items()}}
-
-
-def plain(rgba: Tensor) -> Tensor:
-    """Premultiplied RGBA [B, 4, S, S] on white, as `AvatarDataset.images` gives it: [B, 3, S, S]."""
-    return on_background(rgba, rgba.new_ones(len(rgba), 3)).clamp(0, 1)

@@ -27,17 +27,17 @@ from rodin_model.avatars.dataset import SEED_STEP
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.latent_prior import LatentPrior
 from rodin_model.noise import beside
-from rodin_model.train.pace import Pace
+from rodin_model.train.changes import augment, on_background
+from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.resume import (
     add_settings,
-    learning_rate,
     load_training,
     log_stats,
     make_optimizer,
     save_training,
     settings_of,
 )
-from rodin_model.train.towers import Pictures, augment, encode_sorted, on_background
+from rodin_model.train.towers import Pictures, encode_sorted
 from rodin_model.train.words import encode_words
 
 #: Avatar i that only words are learnt from is drawn from this million plus i, far from training and held-out avatars.
@@ -139,7 +139,7 @@ class PriorTrainer:
         own: list[Tensor] = list(self.prior.parameters())
         while self.step < until and not pace.done(self.step):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, s.steps, s.learning_rate, progress=pace.progress(self.step))
+                group["lr"] = paced_rate(pace, self.step, s.learning_rate)
             loss = self._loss(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -32,6 +32,7 @@ from rodin_model.train.changes import COLORS, recolor
 from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.resume import (
     add_settings,
+    follow,
     load_training,
     log_stats,
     make_optimizer,
@@ -222,7 +223,7 @@ def train(pictures: Pictures, output: str | Path, settings: Settings, config: Re
         while not pace.done(step):
             rate = paced_rate(pace, step, settings.learning_rate, min(1000, max(1, settings.steps // 20)))
             value = _step(reader, optimizer, pictures, settings, step, device, rate, shape)
-            _follow(average, reader, min(settings.average, (step + 1) / (step + 10)))
+            follow(average, reader, min(settings.average, (step + 1) / (step + 10)))
             step += 1
             progress.update()
             if step % 50 == 0:
@@ -232,14 +233,6 @@ def train(pictures: Pictures, output: str | Path, settings: Settings, config: Re
                 save_training(state, step, modules, optimizer, vars(settings))
     average.eval().save(output)
     return average
-
-
-@torch.no_grad()
-def _follow(average: AttributeReader, reader: AttributeReader, keep: float) -> None:
-    """average <- keep average + (1 - keep) reader, weights and running statistics alike."""
-    pairs = [(old, new) for old, new in zip(average.state_dict().values(), reader.state_dict().values(), strict=True)
-             if old.is_floating_point()]
-    torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - keep)
 
 
 def _step(reader: AttributeReader, optimizer: torch.optim.Optimizer, pictures: Pictures, settings: Settings, step: int,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,10 +51,12 @@ def make_optimizer(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100, *, progress: float | None = None) -> float:
-    """Linear warm-up to `peak`, then half a cosine down to zero at `steps`, or where `progress` (0 to 1) ends."""
-    gone = min(1.0, step / max(1, steps)) if progress is None else progress
-    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1.0 + math.cos(math.pi * gone))
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, keep: float) -> None:
+    """average <- keep average + (1 - keep) model, weights and running statistics alike; whole numbers stay."""
+    pairs = [(old, new) for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+             if old.is_floating_point()]
+    torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - keep)
 
 
 def mixed_precision(device: torch.device | str) -> torch.autocast:

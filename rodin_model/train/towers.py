@@ -24,10 +24,7 @@ from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attribute
 from rodin_model.avatars.captions import Labels, caption_with_labels
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.towers import Towers
-from rodin_model.train.changes import augment as augment
-from rodin_model.train.changes import color_weights
-from rodin_model.train.changes import on_background as on_background
-from rodin_model.train.changes import recolor as recolor
+from rodin_model.train.changes import augment, color_weights, recolor
 from rodin_model.train.pace import Pace, paced_rate
 from rodin_model.train.resume import (
     add_settings,

@@ -29,7 +29,14 @@ from rodin_model.fit import picture_loss as ray_loss
 from rodin_model.fit_data import Cloud, Rays, Views, draw_points, draw_rays, load_clouds, load_views, ray_depths
 from rodin_model.noise import beside
 from rodin_model.train.base import arguments_of
-from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
+from rodin_model.train.denoiser import (
+    DenoiserSettings,
+    DenoiserTrainer,
+    all_planes,
+    draw_keys,
+    statistics,
+    step_randomness,
+)
 from rodin_model.train.latents import Latents
 from rodin_model.train.resume import settings_of
 from rodin_model.upsampler import Upsampler, degrade
@@ -145,7 +152,7 @@ class PointLosses:
         cond, z = self.conditions(model, rows, rng, generator)
         noisy, t = self._noisy(model, cond, z, rng, generator)
         planes = model.denormalize(model.predict(noisy, t, z, cond)[:, :, :model.channels].float())
-        keys = generator if device.type == "cuda" else [(settings.seed, int(row), step) for row in rows]
+        keys = draw_keys(generator, settings.seed, rows, step)
         index = rows.to(self.cloud.points.device)
         drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, face_share=0.5)
         drawn = Cloud(*(part.to(device) for part in drawn))
@@ -156,7 +163,7 @@ class PointLosses:
                      "planes": plane_loss(planes, model.denormalize(cond.float()), losses).mean()}
             if self.views is not None and self.depths is not None:
                 seen, depths = Views(*(part[index] for part in self.views)), self.depths[index].float()
-                own = generator if device.type == "cuda" else [(settings.seed, int(row), step, 1) for row in rows]
+                own = draw_keys(generator, settings.seed, rows, step, 1)
                 rays = Rays(*(part.to(device) for part in draw_rays(seen, depths, self.rays, 20, own)))
                 found["rays"] = settings.image_weight * ray_loss(planes, self.decoder, rays, self.config).mean()
             return found

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rodin_model.avatars.attributes import CHOICES, Attributes
-from rodin_model.avatars.dataset import FORMAT
+from rodin_model.avatars.dataset import FORMAT, shard_paths
+from rodin_model.fit_data import on_white
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,7 @@ class Views:
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         attributes: list[Attributes] = []
         for folder in folders:
-            paths = sorted(Path(folder).glob("shard-*.safetensors"))
-            if not paths:
-                raise FileNotFoundError(f"there is no shard-*.safetensors in {folder}; "
-                                        "make some with python -m rodin_model.avatars.dataset")
-            for path in paths:
+            for path in shard_paths(folder):
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
                     if metadata.get("format") != FORMAT:
@@ -77,8 +74,7 @@ class Views:
 
     def on_white(self) -> Tensor:
         """uint8 [N, 3, S, S]: the views before a white background."""
-        return torch.cat([(part[:, :3].short() + (255 - part[:, 3:].short())).clamp(0, 255).to(torch.uint8)
-                          for part in self.rgba.split(1024)])
+        return on_white(self.rgba[:, :3], self.rgba[:, 3:])
 
 
 def _planar(images: Tensor, size: int, device: str | torch.device) -> Tensor:

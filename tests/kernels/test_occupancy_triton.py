@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +20,7 @@ from rodin_kernels.testing import STORAGES, amid_poison, poisoned, random_planes
 from rodin_kernels.volume_render.decoder import DecoderConfig
 from rodin_kernels.volume_render.dense import NEARLY, density_bound_grid, density_grid
 from rodin_kernels.volume_render.occupancy_path import covers_grid, unpacked
+from tests.interpreter import assert_passes_interpreted
 
 interpret = pytest.mark.interpret
 interpreted = pytest.mark.interpret(only=True)
@@ -208,12 +206,4 @@ def test_bits_are_cells_in_order(size: int) -> None:
 
 
 def test_all_of_the_above_under_the_interpreter() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("this is the interpreter's own process")
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "interpret", "-p", "no:cacheprovider", __file__],
-        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=1800,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert_passes_interpreted(__file__)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +14,7 @@ from rodin_kernels import EG3D_FIXED, configs, rollout_conv, rollout_conv_refere
 from rodin_kernels.rollout_conv import quick, triton_path
 from rodin_kernels.rollout_conv.plan import Plan
 from rodin_kernels.testing import assert_within_budget, poisoned, random_planes, random_tensor
+from tests.interpreter import assert_passes_interpreted
 
 interpret = pytest.mark.interpret
 
@@ -217,11 +214,5 @@ def test_the_backward_keeps_planes_weight_and_short_lines() -> None:
     assert sorted(t.numel() for t in saved) == sorted([planes.numel(), weight.numel(), 2 * 3 * 2 * (4 + 4)])
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the process that it starts")
 def test_known_calls_pass_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "interpret", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=900)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert_passes_interpreted(__file__, "-x", timeout=900)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +33,7 @@ from rodin_kernels import (
 from rodin_kernels.rollout_conv import choice, launches, own_plane_method, quick, triton_path, weight_gradient
 from rodin_kernels.rollout_conv.torch_path import Step, live_taps
 from rodin_kernels.testing import STORAGES, amid_poison, assert_within_budget, poisoned, random_planes, random_tensor
+from tests.interpreter import assert_passes_interpreted
 
 interpret = pytest.mark.interpret
 interpreted = pytest.mark.interpret(only=True)
@@ -361,11 +359,5 @@ def test_the_method_follows_the_rules_unless_forced() -> None:
         pass
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the process that it starts")
 def test_the_kernels_pass_under_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "interpret", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=1800)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert_passes_interpreted(__file__, "-x")

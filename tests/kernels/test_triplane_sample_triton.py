@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +25,7 @@ from rodin_kernels.testing import (
     stored_as,
 )
 from rodin_kernels.triplane_sample import op, torch_path
+from tests.interpreter import assert_passes_interpreted
 
 pytest.importorskip("triton")
 interpret = pytest.mark.interpret
@@ -35,14 +33,9 @@ interpreted = pytest.mark.interpret(only=True)
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e9, -1.0, 1.0, 0.0)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets kernels already")
 def test_kernels_are_right_in_the_interpreter() -> None:
     # whether kernels are interpreted is settled when triton is imported, hence another process
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "interpret", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[2]
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=1800)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert_passes_interpreted(__file__, "-x")
 
 
 @pytest.fixture(autouse=True)

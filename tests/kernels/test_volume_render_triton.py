@@ -9,10 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +21,7 @@ from rodin_kernels import OccupancyGrid, Rendered, TinyDecoder, render_triplane,
 from rodin_kernels.testing import assert_within_budget, poisoned, random_planes, random_tensor
 from rodin_kernels.volume_render import op
 from rodin_kernels.volume_render.decoder import color_of, density_of
+from tests.interpreter import assert_passes_interpreted
 
 interpret = pytest.mark.interpret
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus, "leaky_relu": F.leaky_relu}
@@ -301,12 +299,4 @@ def test_the_registered_operator_passes_opcheck_on_the_fused_path() -> None:
 
 
 def test_all_of_the_above_under_the_interpreter() -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("this is the interpreter's own process")
-    pytest.importorskip("triton")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "interpret", "-p", "no:cacheprovider", __file__],
-        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=1800,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert_passes_interpreted(__file__)

@@ -7,9 +7,6 @@ to memory: one for each texel that is read and channel, as `checked` counts.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +17,7 @@ from torch import Tensor
 from rodin_kernels import RODIN, TinyDecoder, configs, render_triplane, sample_triplane_reference
 from rodin_kernels.layouts import plane_axes
 from rodin_kernels.testing import assert_within_budget, random_planes, random_tensor
+from tests.interpreter import assert_passes_interpreted
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -186,11 +184,4 @@ def test_every_launch_of_the_renderer_takes_them_and_loses_nothing() -> None:
 
 
 def test_all_of_the_above_under_the_interpreter() -> None:
-    if INTERPRETED:
-        pytest.skip("this is the interpreter's own process")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "interpret", "-p", "no:cacheprovider", __file__],
-        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=1800,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert_passes_interpreted(__file__)

@@ -18,6 +18,7 @@ from rodin_model.avatars.geometry import AvatarField, _model
 from rodin_model.avatars.pictures import CLOSE, STEPS, STRIDE, march_all, trace
 from rodin_model.avatars.tape import NUMBER, Colour, Program, Tape
 from rodin_model.cameras import Camera, box_near_far
+from tests.interpreter import assert_passes_interpreted
 
 #: An avatar on which beards, make-up and long hair all draw something.
 DRESSED = Attributes(gender="person", age="elderly", skin_tone="fair", face_shape="square", eye_color="blue",
@@ -224,3 +225,7 @@ def test_a_gpu_plays_every_instruction() -> None:
     expected = program.play(inputs)
     assert math.isclose(float((found - expected).abs().flatten().kthvalue(int(0.999 * expected.numel())).values), 0,
                         abs_tol=1e-5)
+
+
+def test_the_kernels_pass_under_the_interpreter() -> None:
+    assert_passes_interpreted(__file__, "-x", timeout=900)

@@ -13,14 +13,13 @@ import torch
 from rodin_model.avatars.attributes import CHOICES, SHAPE, sample_attributes
 from rodin_model.conditioning import ClipConditioner, Conditioner, TowerConditioner
 from rodin_model.towers import Towers, TowersConfig
+from rodin_model.train.changes import augment, recolor
 from rodin_model.train.towers import (
     Settings,
     TowersTrainer,
     add_stray_words,
     attribute_loss,
-    augment,
     encode_sorted,
-    recolor,
     start_from,
 )
 

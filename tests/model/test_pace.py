@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rodin_model.train import pace, resume
+from rodin_model.train import pace
 from rodin_model.train.pace import Pace
 
 
@@ -38,7 +38,8 @@ def test_the_rate_rises_and_ends_at_zero_with_the_clock(monkeypatch: pytest.Monk
     clock = [0.0]
     monkeypatch.setattr(pace.time, "monotonic", lambda: clock[0])
     for step in range(10):
-        assert pace.paced_rate(Pace(10), step, 2.0, 4) == resume.learning_rate(step, 10, 2.0, 4)
+        expected = 2.0 * min(1.0, (step + 1) / 4) * 0.5 * (1.0 + math.cos(math.pi * (step / 10)))
+        assert pace.paced_rate(Pace(10), step, 2.0, 4) == expected
     run = Pace(1000, minutes=1.0)
     assert pace.paced_rate(run, 0, 2.0, 4) == 0.5
     clock[0] = 30.0

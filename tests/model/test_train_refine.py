@@ -83,14 +83,19 @@ def test_pairs_are_read_by_the_piece(folder: Path) -> None:
         Pairs([folder / "nothing"])
 
 
-def test_a_batch_follows_from_its_step_and_keeps_pairs_together(folder: Path) -> None:
-    pairs, settings = Pairs([folder]), dataclasses.replace(SETTINGS, batch=8, mottle=0.0)
+def drawn_together(pairs: Pairs | ResidentPairs, settings: RefineSettings) -> torch.Tensor:
+    """What is seen in the batch of step 3, after a check that it follows from its step and keeps pairs together."""
     (a, b), (c, d), (e, _) = (draw(pairs, settings, step) for step in (3, 3, 4))
     assert torch.equal(a, c) and torch.equal(b, d) and not torch.equal(a, e)
     assert a.shape == (8, 7, 16, 16) and b.shape == (8, 4, 32, 32)
     near = torch.nn.functional.avg_pool2d(b, 2)
     assert float((near[:, 3] - a[:, 3]).abs().mean()) < 0.15
     assert float((near[:, 3].flip(-1) - a[:, 3]).abs().mean()) > 0.2
+    return a
+
+
+def test_a_batch_follows_from_its_step_and_keeps_pairs_together(folder: Path) -> None:
+    drawn_together(Pairs([folder]), dataclasses.replace(SETTINGS, batch=8, mottle=0.0))
 
 
 def test_mottling_leaves_geometry_and_emptiness_alone() -> None:
@@ -235,12 +240,7 @@ def test_pairs_of_another_recipe_do_not_mix(tmp_path: Path, capsys: pytest.Captu
 def test_pairs_in_memory_are_drawn_like_those_in_files(folder: Path) -> None:
     pairs, settings = ResidentPairs([folder], "cpu"), dataclasses.replace(SETTINGS, batch=8, mottle=0.0)
     assert (len(pairs), pairs.channels, pairs.height, pairs.width, pairs.scale) == (4, 7, 24, 24, 2)
-    (a, b), (c, d), (e, _) = (draw(pairs, settings, step) for step in (3, 3, 4))
-    assert torch.equal(a, c) and torch.equal(b, d) and not torch.equal(a, e)
-    assert a.shape == (8, 7, 16, 16) and b.shape == (8, 4, 32, 32)
-    near = torch.nn.functional.avg_pool2d(b, 2)
-    assert float((near[:, 3] - a[:, 3]).abs().mean()) < 0.15
-    assert float((near[:, 3].flip(-1) - a[:, 3]).abs().mean()) > 0.2
+    a = drawn_together(pairs, settings)
     mottled_too, _ = draw(pairs, dataclasses.replace(settings, mottle=0.3), 3)
     assert torch.equal(mottled_too[:, 3:5], a[:, 3:5])
     changed = (mottled_too - a)[:, :3].abs().amax((1, 2, 3)) > 0
