@@ -61,6 +61,7 @@ class UNetConfig:
     groups: int = 32
     separate_planes: bool = False  # one set of 3D-aware weights for each plane instead of a shared one
     positions: bool = False        # a learned map for each plane and level: where in the head a texel lies
+    position_channels: int = 0     # of these maps, mixed into those of the level; 0: a channel for each of the level's
     patch: int = 1                 # texels along an axis that the stem merges and the head splits again
     layout: tuple[str, ...] = ("xy", "zx", "yz")
 
@@ -183,7 +184,8 @@ PRESETS: dict[str, Preset] = {
                         positions=True, patch=2),
         base_noise=NoiseConfig(start=0.2, tau=2.0),
         upsampler=UNetConfig(resolution=128, in_channels=32, out_channels=16, channels=56, channel_mult=(1, 2),
-                             blocks=(1, 1), cross_plane=(64, 32), embedding=256, groups=8, patch=2),
+                             blocks=(1, 1), cross_plane=(64, 32), embedding=256, groups=8, patch=2,
+                             positions=True, position_channels=16),
         upsampler_noise=NoiseConfig("sigmoid", 0.0, 3.0, 0.3, steps=100, prediction="sample"),
         principal=PrincipalConfig(),
         refiner=RefinerConfig(),

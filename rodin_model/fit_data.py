@@ -26,6 +26,8 @@ FAR = 0.1
 
 #: Where faces are, in box coordinates: x, y and z each from .. to.
 FACE = ((-0.42, 0.42), (-0.32, 0.46), (0.12, 1.0))
+#: Where brows, eyes, nose and mouth are, in the middle of it.
+FEATURES = ((-0.32, 0.32), (-0.24, 0.32), (0.25, 1.0))
 
 
 class Cloud(NamedTuple):
@@ -67,19 +69,22 @@ def generator(*key: int) -> torch.Generator:
 
 
 def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]] | torch.Generator, far_share: float = 0.25,
-                face_share: float = 0.0) -> Cloud:
+                face_share: float = 0.0, feature_share: float = 0.0) -> Cloud:
     """`count` points of each avatar, drawn with replacement by that avatar's key; colours become float in [0, 1].
 
-    A share of `far_share` is drawn among the points further than `FAR` from the surface, one of `face_share` among the
-    others inside `FACE`, the rest among all others. One generator in place of the keys, on the cloud's device, draws
-    for all avatars at once, which keeps a GPU busy.
+    A share of `far_share` is drawn among the points further than `FAR` from the surface, of the others one of
+    `face_share` inside `FACE` and one of `feature_share` inside `FEATURES`, the rest anywhere. One
+    generator in place of the keys, on the cloud's device, draws for all avatars at once, which keeps a GPU busy.
     """
     near = cloud.distance.abs() <= FAR
     masks = [near.logical_not(), near]
     ends = [0, int(count * far_share), count]
-    if face_share:
-        masks.insert(1, near & _in_face(cloud.points))
-        ends.insert(2, int(count * (far_share + face_share)))
+    gone = far_share
+    for box, share in ((FACE, face_share), (FEATURES, feature_share)):
+        if share:
+            gone += share
+            masks.insert(-1, near & _inside(cloud.points, box))
+            ends.insert(-1, int(count * gone))
     if isinstance(keys, torch.Generator):
         drawn = torch.rand(len(near), count, generator=keys, dtype=torch.float64, device=keys.device)
     else:
@@ -97,8 +102,8 @@ def _among(mask: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(places, (u * places[:, -1:]).int() + 1)
 
 
-def _in_face(points: Tensor) -> Tensor:
-    low, high = points.new_tensor(FACE).T
+def _inside(points: Tensor, box: tuple[tuple[float, float], ...]) -> Tensor:
+    low, high = points.new_tensor(box).T
     return ((points >= low) & (points <= high)).all(-1)
 
 

@@ -23,6 +23,13 @@ from .layers import (
 )
 
 
+def waves(channels: int, size: int) -> Tensor:
+    """Where a map of places starts: sine, cosine along x, y, then at twice the frequency: [channels, size, size]."""
+    along = torch.pi * (torch.arange(size) + 0.5) / size
+    rows = [(torch.cos if k % 2 else torch.sin)(2**(k // 4) * along) for k in range(channels)]
+    return torch.stack([(row[:, None] if k % 4 > 1 else row).expand(size, size) for k, row in enumerate(rows)])
+
+
 class Stage(nn.Module):
     """A residual block and, where the configuration asks for it, attention over the tokens of all planes."""
 
@@ -56,9 +63,12 @@ class TriplaneUNet(nn.Module):
                                     nn.Linear(config.embedding, config.embedding))
         self.plane = nn.Parameter(0.5 * torch.randn(3, config.embedding))
         self.stem = PlaneConv(config.in_channels * config.patch**2, widths[0])
+        entering = list(zip([widths[0], *widths[:-1]], sizes, strict=True)) if config.positions else []
+        few = config.position_channels
         self.positions = nn.ParameterList(
-            nn.Parameter(torch.zeros(1, 3, width, size, size))
-            for width, size in zip([widths[0], *widths[:-1]], sizes, strict=True) if config.positions)
+            nn.Parameter(waves(few, size).repeat(1, 3, 1, 1, 1) if few else torch.zeros(1, 3, width, size, size))
+            for width, size in entering)
+        self.placing = nn.ModuleList(zeroed(PlaneConv(few, width, 1)) for width, _ in entering if few)
 
         self.down = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -116,4 +126,7 @@ class TriplaneUNet(nn.Module):
 
     def _placed(self, x: Tensor, level: int) -> Tensor:
         """`x` plus the learned map of its level, which tells every texel where in the box it lies."""
-        return x + self.positions[level].to(x.dtype) if len(self.positions) else x
+        if not len(self.positions):
+            return x
+        where = self.positions[level].to(x.dtype)
+        return x + (self.placing[level](where) if len(self.placing) else where)

@@ -29,14 +29,13 @@ from rodin_model.avatars.dataset import SEED_STEP, avatar_cameras
 from rodin_model.avatars.pictures import Picture, render_views
 from rodin_model.config import PRESETS, PlanesConfig
 from rodin_model.decoder import load_decoder
-from rodin_model.diffusion import TriplaneDiffusion
 from rodin_model.fit import conventions, enlarge, fine_start
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.refiner import look
 from rodin_model.train.denoiser import all_planes
 from rodin_model.train.pace import Pace
 from rodin_model.train.resume import add_settings, settings_of
-from rodin_model.train.upsample import paired
+from rodin_model.train.upsample import paired, remade
 from rodin_model.triplane import Avatar
 from rodin_model.upsampler import degrade
 
@@ -45,8 +44,8 @@ FORMAT = "rodin-pairs-1"
 SHARES = {True: (0.35, 0.15, 0.5), False: (0.7, 0.3, 0.0)}
 #: Of fine planes that the upsampler makes: of the fitted coarse ones, and of remade ones.
 UPSAMPLED_SHARES = (0.3, 0.7)
-#: Denoising steps of the remade coarse planes, and how much of the planes is left in the noise (alpha bar).
-STEPS, KEPT = 6, (0.4, 0.97)
+#: How much of the coarse planes is left in the noise that they are remade from (alpha bar).
+KEPT = (0.4, 0.97)
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,6 @@ class PairSettings:
     scale: int = 2
     seed: int = 0
     data_seed: int = 0
-
-
-@torch.no_grad()
-def remade(base: TriplaneDiffusion, coarse: Tensor, z: Tensor, kept: float, generator: torch.Generator) -> Tensor:
-    """Coarse planes [B, 3, C, r, r] in feature units, noised until alpha bar is `kept`, and denoised for latents z.
-
-    Deterministic steps (DDIM, Song et al. 2021, eta = 0) at equal distances: x0 from the prediction, the noise that it
-    leaves, both mixed for the next step.
-    """
-    last = int((base.bars >= kept).sum().clamp_min(1)) - 1
-    clean = base.normalize(coarse)
-    noise = torch.randn(clean.shape, generator=generator).to(clean)
-    for step in torch.linspace(last, 0, min(STEPS, last + 1)).round().long():
-        t = step.to(clean.device).expand(len(clean))
-        clean = base.clean_estimate(noisy := base.add_noise(clean, noise, t), t, z)
-        bar = base.bars[t].view(-1, 1, 1, 1, 1)
-        noise = (noisy - bar.sqrt() * clean) / (1 - bar).sqrt()
-    return base.denormalize(clean)
 
 
 @torch.no_grad()
@@ -109,7 +90,8 @@ class PairMaker:
         """Fine planes [3, C, R, R] that the model makes of coarse ones [3, C, r, r], told by the front picture."""
         assert self.model is not None
         z = self.model.conditioner.encode_image(front[None]).float()
-        coarse = remade(self.model.base, coarse[None], z, float(rng.uniform(*KEPT)), generator)
+        base, kept = self.model.base, float(rng.uniform(*KEPT))
+        coarse = remade(base, coarse[None], z, ((base.bars >= kept).sum() - 1).clamp_min(0)[None], generator)
         if rng.random() < 0.5:
             spread = coarse.std((-2, -1), keepdim=True)
             coarse = degrade(coarse / spread, generator, strength=0.5) * spread

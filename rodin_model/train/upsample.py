@@ -3,8 +3,9 @@
 Two losses: on the planes, and on pictures, small patches rendered from the predicted and from the true planes
 (Rodin 3.3: planes alone do not guarantee good renders). With `--data` the avatars themselves are the target instead of
 fitted fine planes: what the predicted planes say at labelled points and along rays, as in `rodin_model.fit`. With
-`--base`, half of the coarse planes are what the base diffusion makes of them, so that its kind of error is known to the
-upsampler. `--init` starts from a trained one. Resumable like `rodin_model.train.base`.
+`--base`, most of the coarse planes are what the base diffusion makes of them after some of the noise or all, so that
+its kind of error is known to the upsampler. `--init` starts from a trained one. Resumable like
+`rodin_model.train.base`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rodin_kernels import TinyDecoder, render_triplane
 from rodin_model.cameras import Camera, box_near_far
 from rodin_model.config import PRESETS, PlanesConfig, Preset
 from rodin_model.decoder import load_decoder
-from rodin_model.diffusion import BaseDiffusion
+from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.fit import FitConfig, decode_points, enlarge, fine_start, plane_loss, point_loss
 from rodin_model.fit import picture_loss as ray_loss
 from rodin_model.fit_data import Cloud, Rays, Views, draw_points, draw_rays, load_clouds, load_views, ray_depths
@@ -40,6 +41,9 @@ from rodin_model.train.denoiser import (
 from rodin_model.train.latents import Latents
 from rodin_model.train.resume import settings_of
 from rodin_model.upsampler import Upsampler, degrade
+
+#: How many of the coarse planes the base diffusion makes anew, and in how many steps.
+REMADE, STEPS = 0.75, 6
 
 
 def patch_rays(rng: np.random.Generator, pixels: int, size: int = 192) -> tuple[Tensor, Tensor]:
@@ -73,17 +77,22 @@ def picture_loss(predicted: Tensor, true: Tensor, decoder: TinyDecoder, config: 
 
 
 @torch.no_grad()
-def estimates(base: BaseDiffusion, coarse: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
-    """What `base` takes for the clean planes after one look at noisy ones; coarse [B, 3, C, r, r] in feature units.
+def remade(base: TriplaneDiffusion, coarse: Tensor, z: Tensor, last: Tensor, generator: torch.Generator, *,
+           quick: bool = False) -> Tensor:
+    """Coarse planes [B, 3, C, r, r] in feature units, noised up to steps `last` [B], and denoised for latents z.
 
-    Half of the samples, at random, stay as they are; the noise of the others goes up to 3/4 of the schedule.
+    Deterministic steps (DDIM, Song et al. 2021, eta = 0) at equal distances: x0 from the prediction, the noise that it
+    leaves, both mixed for the next step. `quick` leaves the U-Net out where principal components say nearly all.
     """
-    t = torch.randint(3 * base.noise.steps // 4, (len(coarse),), **beside(generator)).to(coarse.device)
+    estimate = base.principal if quick and base.principal is not None else base.clean_estimate
     clean = base.normalize(coarse)
-    noisy = base.add_noise(clean, torch.randn(clean.shape, **beside(generator)).to(clean), t)
-    guess = base.denormalize(base.clean_estimate(noisy, t, z))
-    chosen = torch.rand(len(coarse), 1, 1, 1, 1, **beside(generator)).to(coarse) < 0.5
-    return torch.where(chosen, guess, coarse)
+    noise = torch.randn(clean.shape, **beside(generator)).to(clean)
+    for share in torch.linspace(1, 0, STEPS):
+        t = (last * float(share)).round().long().to(clean.device)
+        noisy, bar = base.add_noise(clean, noise, t), base.bars[t].view(-1, 1, 1, 1, 1)
+        clean = estimate(noisy, t, z)
+        noise = (noisy - bar.sqrt() * clean) / (1 - bar).sqrt()
+    return base.denormalize(clean)
 
 
 class Conditions:
@@ -101,9 +110,13 @@ class Conditions:
         z = self.latents.draw([self.avatars[int(i)] for i in rows], rng, self.settings.text_share).to(model.mean)
         small = self.coarse[rows.to(self.coarse.device)].float()
         if self.base is not None:
-            small = estimates(self.base, small.to(model.mean), z, generator).to(small)
+            last = torch.randint(self.base.noise.steps, (len(small),), **beside(generator))
+            drawn = remade(self.base, small.to(model.mean), z, last, generator, quick=True).to(small)
+            chosen = torch.rand(len(small), 1, 1, 1, 1, **beside(generator)).to(small) < REMADE
+            small = torch.where(chosen, drawn, small)
         small = (small - self.coarse_mean) / self.coarse_std
-        small = degrade(small, generator) * self.coarse_std + self.coarse_mean
+        strength = 1.0 if self.base is None else 0.5  # errors of the base's own kind need less of another kind
+        small = degrade(small, generator, strength=strength) * self.coarse_std + self.coarse_mean
         return model.condition(small.to(model.mean)), z
 
 
@@ -133,8 +146,9 @@ class PointLosses:
     """Against the avatars themselves, where there are no fine planes: density and colour at labelled points.
 
     The clean planes that are made noisy are the network's own estimate from noise alone, as it will meet them when it
-    draws; most batches are that first estimate itself. `points` of each avatar, half of them in the face. With `views`
-    also what `rays` of the avatars' true pictures show, weighted by `settings.image_weight`.
+    draws; most batches are that first estimate itself. `points` of each avatar, half of them in the face, most of these
+    between brows and mouth. With `views` also what `rays` of the avatars' true pictures show, weighted by
+    `settings.image_weight`.
     """
 
     def __init__(self, conditions: Conditions, cloud: Cloud, decoder: TinyDecoder, config: FitConfig,
@@ -154,7 +168,8 @@ class PointLosses:
         planes = model.denormalize(model.predict(noisy, t, z, cond)[:, :, :model.channels].float())
         keys = draw_keys(generator, settings.seed, rows, step)
         index = rows.to(self.cloud.points.device)
-        drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, face_share=0.5)
+        drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, 0.2,
+                            face_share=0.15, feature_share=0.4)
         drawn = Cloud(*(part.to(device) for part in drawn))
         losses = self.config.losses
         with torch.autocast(device.type, enabled=False):
@@ -172,10 +187,10 @@ class PointLosses:
     @torch.no_grad()
     def _noisy(model: Upsampler, cond: Tensor, z: Tensor, rng: np.random.Generator,
                generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(noisy planes [B, 3, C, R, R], steps t [B]): the last step for three batches of four, any for the others."""
+        """(noisy planes [B, 3, C, R, R], steps t [B]): the last step for nine batches of ten, any for the others."""
         last = torch.full((len(cond),), model.noise.steps - 1, device=cond.device)
         noise = torch.randn(cond.shape, **beside(generator)).to(cond)
-        if rng.random() < 0.75:
+        if rng.random() < 0.9:
             return noise, last
         clean = model.predict(noise, last, z, cond)[:, :, :model.channels].float()
         t = torch.randint(model.noise.steps, (len(cond),), **beside(generator)).to(cond.device)
@@ -216,6 +231,13 @@ def losses_of(args: argparse.Namespace, settings: DenoiserSettings,
     return UpsampleLosses(conditions, fine, decoder, preset.planes), statistics(fine)
 
 
+def begin_with(model: Upsampler, trained: Upsampler) -> None:
+    """Give `model` the weights of a trained one, which may lack the maps of places: they start without effect."""
+    lacking, unknown = model.load_state_dict(trained.state_dict(), strict=False)
+    if unknown or any(not name.startswith(("unet.positions", "unet.placing")) for name in lacking):
+        raise ValueError(f"--init is another kind of upsampler: it lacks {', '.join([*lacking, *unknown])}")
+
+
 def run(args: argparse.Namespace) -> None:
     """Train as the arguments say."""
     if bool(args.fine) == bool(args.data):
@@ -225,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
     model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
     losses, about = losses_of(args, settings, preset)
     if args.init:
-        model.load_state_dict(Upsampler.from_folder(args.init).state_dict())
+        begin_with(model, Upsampler.from_folder(args.init))
     else:
         model.set_statistics(*about)
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)

@@ -13,7 +13,7 @@ from rodin_model.avatars.dataset import Recipe, build, imagined_avatars
 from rodin_model.config import AmortizedConfig
 from rodin_model.decoder import new_decoder, save_decoder
 from rodin_model.fit import FitConfig, conventions
-from rodin_model.fit_data import FACE, FAR, draw_points, load_clouds
+from rodin_model.fit_data import FACE, FAR, FEATURES, draw_points, load_clouds
 from rodin_model.train import amortize as command
 from rodin_model.train.denoiser import DenoiserSettings, all_planes
 from rodin_model.train.latents import Latents
@@ -117,6 +117,10 @@ def test_a_share_of_the_points_is_drawn_in_the_face(data) -> None:
     low, high = torch.tensor(FACE).T
     inside = ((drawn.points >= low) & (drawn.points <= high)).all(-1)
     assert inside[:, 200:700].all() and 0 < inside[:, 700:].float().mean() < 0.8
+    both = draw_points(cloud, 1000, [(1, i) for i in range(3)], far_share=0.2, face_share=0.1, feature_share=0.4)
+    low, high = torch.tensor(FEATURES).T
+    inside = ((both.points >= low) & (both.points <= high)).all(-1)
+    assert inside[:, 300:700].all() and 0 < inside[:, 700:].float().mean() < 0.6
     plain = draw_points(cloud, 1000, [(1, i) for i in range(3)], far_share=0.2)
     assert torch.equal(drawn.points[:, :200], plain.points[:, :200])
 
