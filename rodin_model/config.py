@@ -112,6 +112,24 @@ class PrincipalConfig:
 
 
 @dataclass(frozen=True)
+class DetailConfig:
+    """What the upsampler draws into the face beside its U-Net (`rodin_model.detail`).
+
+    `window` texels along each side, the first of them number `corner` along x, y and z; `maps` learned numbers tell
+    each of them where it is; `layers` of `width` channels are steered by an embedding of z; the last `border` texels
+    fade.
+    """
+
+    window: int = 48
+    corner: tuple[int, int, int] = (40, 44, 62)
+    maps: int = 24
+    width: int = 64
+    layers: int = 4
+    embedding: int = 192
+    border: int = 4
+
+
+@dataclass(frozen=True)
 class AmortizedConfig:
     """The function from descriptions of `description` numbers to planes (`rodin_model.amortized`).
 
@@ -134,6 +152,7 @@ class DiffusionConfig:
     noise: NoiseConfig
     channels: int
     principal: PrincipalConfig | None = None
+    detail: DetailConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +193,7 @@ class Preset:
     decoder_hidden: tuple[int, ...] = (64, 64)
     principal: PrincipalConfig | None = None
     refiner: RefinerConfig | None = None
+    detail: DetailConfig | None = None
 
 
 PRESETS: dict[str, Preset] = {
@@ -189,6 +209,7 @@ PRESETS: dict[str, Preset] = {
         upsampler_noise=NoiseConfig("sigmoid", 0.0, 3.0, 0.3, steps=100, prediction="sample"),
         principal=PrincipalConfig(),
         refiner=RefinerConfig(),
+        detail=DetailConfig(),
     ),
     "rodin": Preset(
         planes=PlanesConfig(channels=32, resolution=256, coarse_resolution=64),

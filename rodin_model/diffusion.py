@@ -174,15 +174,22 @@ class TriplaneDiffusion(nn.Module):
 
     def save(self, folder: Path | str, dtype: torch.dtype = torch.float16) -> None:
         """Write config.json and the weights (safetensors shards) into `folder`."""
+        save_component(folder, to_dict(self.configuration()), self.state_dict(), dtype=dtype)
+
+    def configuration(self) -> DiffusionConfig:
+        """All that `configured` needs to build such a model."""
         principal = None if self.principal is None else self.principal.config
-        config = to_dict(DiffusionConfig(self.config, self.noise, self.channels, principal))
-        save_component(folder, config, self.state_dict(), dtype=dtype)
+        return DiffusionConfig(self.config, self.noise, self.channels, principal)
+
+    @classmethod
+    def configured(cls, config: DiffusionConfig) -> Self:
+        """A model as `config` describes it, its weights yet to be loaded or learned."""
+        return cls(config.unet, config.noise, config.channels, config.principal)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> Self:
         """Read what `save` wrote, in float32; unknown keys, absurd sizes and shapes that differ are a ValueError."""
-        config = from_dict(DiffusionConfig, read_config(folder))
-        model = cls(config.unet, config.noise, config.channels, config.principal)
+        model = cls.configured(from_dict(DiffusionConfig, read_config(folder)))
         load_component(folder, model)
         return model.eval().requires_grad_(False)
 

@@ -25,6 +25,7 @@ from rodin_kernels import TinyDecoder, render_triplane, sample_triplane
 from .cameras import box_near_far
 from .config import PlanesConfig
 from .decoder import copy_decoder, new_decoder
+from .diffusion import BaseDiffusion
 from .fit_data import Cloud, Rays, Views, draw_points, draw_rays, generator, ray_depths
 
 Progress = Callable[[int, int, float], None]
@@ -89,6 +90,10 @@ class FitConfig:
         """The arguments of the `TinyDecoder` that reads these planes."""
         features = self.planes.channels * (3 if self.planes.reduce == "concat" else 1)
         return {"in_features": features, "hidden": list(self.decoder_hidden), "density": self.density}
+
+
+#: How planes are fitted within the principal components of a base diffusion.
+WITHIN = StageConfig(steps=70, points=2048, rate=0.12, rays=256, first_ray=35, samples=16, far_share=0.3)
 
 
 def point_loss(sigma: Tensor, rgb: Tensor, cloud: Cloud, losses: LossConfig) -> Tensor:
@@ -202,17 +207,11 @@ def fit_planes(start: Tensor, decoder: TinyDecoder, cloud: Cloud, stage: StageCo
     start = _channels_last(start)
     planes = start.clone(memory_format=torch.preserve_format).requires_grad_()
     adam = torch.optim.Adam([planes], lr=stage.rate, betas=(0.9, 0.99), fused=True)
-    depths = ray_depths(views) if views is not None and stage.rays else None
-    frozen = copy_decoder(decoder).requires_grad_(False)
+    error = _error(decoder, cloud, stage, config, ids, seed, views)
     for step in range(stage.steps):
         adam.param_groups[0]["lr"] = learning_rate(step, stage)
         adam.zero_grad(set_to_none=True)
-        drawn = draw_points(cloud, stage.points, [(seed, i, step) for i in ids], stage.far_share)
-        loss = point_loss(*decode_points(planes, drawn.points, frozen, config), drawn, config.losses)
-        loss = loss + plane_loss(planes, start, config.losses)
-        if views is not None and depths is not None and step >= stage.first_ray:
-            rays = draw_rays(views, depths, stage.rays, stage.samples, [(seed, i, step, 1) for i in ids])
-            loss = loss + config.losses.picture * picture_loss(planes, frozen, rays, config)
+        loss = error(planes, step) + plane_loss(planes, start, config.losses)
         loss.sum().backward()
         adam.step()
         with torch.no_grad():
@@ -220,6 +219,47 @@ def fit_planes(start: Tensor, decoder: TinyDecoder, cloud: Cloud, stage: StageCo
         if progress is not None:
             progress(step + 1, stage.steps, float(loss.detach().mean()))
     return planes.detach()
+
+
+def fit_within(base: BaseDiffusion, decoder: TinyDecoder, cloud: Cloud, config: FitConfig, ids: Sequence[int], *,
+               stage: StageConfig = WITHIN, seed: int = 0, views: Views | None = None) -> Tensor:
+    """Coarse planes [A, 3, C, r, r] of A avatars among those that the principal components of `base` can say.
+
+    A hundred numbers for each avatar instead of all texels, x = mean + std sum_k sqrt(l_k) w_k e_k, so that the planes
+    are of the kind that `base` was trained on; beside the losses of `fit_planes`, |w|^2 counts a little, as for w that
+    are normally distributed. Otherwise as that. ValueError for a base without components.
+    """
+    if base.principal is None:
+        raise ValueError("the base diffusion has no principal components that planes could be fitted within")
+    span, spread = base.principal.span(), base.principal.variance.sqrt()
+    shape = (len(cloud.points), *base.mean.shape)
+    numbers = torch.zeros(shape[0], len(spread), device=spread.device, requires_grad=True)
+    adam = torch.optim.Adam([numbers], lr=stage.rate, betas=(0.9, 0.98))
+    error = _error(decoder, cloud, stage, config, ids, seed, views, face_share=0.35)
+    for step in range(stage.steps):
+        adam.param_groups[0]["lr"] = learning_rate(step, stage)
+        adam.zero_grad(set_to_none=True)
+        planes = base.denormalize((numbers * spread @ span.T).view(shape))
+        (error(planes, step) + 3e-5 * numbers.square().sum(1)).sum().backward()
+        adam.step()
+    return base.denormalize((numbers.detach() * spread @ span.T).view(shape))
+
+
+def _error(decoder: TinyDecoder, cloud: Cloud, stage: StageConfig, config: FitConfig, ids: Sequence[int], seed: int,
+           views: Views | None, face_share: float = 0.0) -> Callable[[Tensor, int], Tensor]:
+    """What planes [A, 3, C, R, R] get wrong at step's own points and along its rays: (planes, step) -> [A]."""
+    depths = ray_depths(views) if views is not None and stage.rays else None
+    frozen = copy_decoder(decoder).requires_grad_(False)
+
+    def error(planes: Tensor, step: int) -> Tensor:
+        drawn = draw_points(cloud, stage.points, [(seed, i, step) for i in ids], stage.far_share, face_share)
+        loss = point_loss(*decode_points(planes, drawn.points, frozen, config), drawn, config.losses)
+        if views is None or depths is None or step < stage.first_ray:
+            return loss
+        rays = draw_rays(views, depths, stage.rays, stage.samples, [(seed, i, step, 1) for i in ids])
+        return loss + config.losses.picture * picture_loss(planes, frozen, rays, config)
+
+    return error
 
 
 class JointFit(NamedTuple):

@@ -24,10 +24,13 @@ from .noise import beside
 FAR = 0.1
 
 
+#: A part of the box [-1, 1]^3: x, y and z each from .. to.
+Box = tuple[tuple[float, float], ...]
+
 #: Where faces are, in box coordinates: x, y and z each from .. to.
-FACE = ((-0.42, 0.42), (-0.32, 0.46), (0.12, 1.0))
+FACE: Box = ((-0.42, 0.42), (-0.32, 0.46), (0.12, 1.0))
 #: Where brows, eyes, nose and mouth are, in the middle of it.
-FEATURES = ((-0.32, 0.32), (-0.24, 0.32), (0.25, 1.0))
+FEATURES: Box = ((-0.32, 0.32), (-0.24, 0.32), (0.25, 1.0))
 
 
 class Cloud(NamedTuple):
@@ -96,13 +99,24 @@ def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]] | torc
                  cloud.color[rows, chosen].float() / 255)
 
 
+def draw_inside(cloud: Cloud, box: Box, reach: float, count: int, keys: Sequence[tuple[int, ...]]) -> Cloud:
+    """`count` points of each avatar, by its key, among those inside `box` and no further than `reach` from the surface.
+
+    They stay as they are stored.
+    """
+    mask = _inside(cloud.points, box) & (cloud.distance.abs() <= reach)
+    u = torch.stack([torch.rand(count, generator=generator(*key), dtype=torch.float64) for key in keys])
+    chosen, rows = _among(mask, u.to(mask.device)), torch.arange(len(mask))[:, None]
+    return Cloud(*(part[rows, chosen] for part in cloud))
+
+
 def _among(mask: Tensor, u: Tensor) -> Tensor:
     """For every u [A, P] in [0, 1) the place of a true entry of mask [A, N], or of any entry if none is true."""
     places = (mask | ~mask.any(1, keepdim=True)).cumsum(1, dtype=torch.int32)
     return torch.searchsorted(places, (u * places[:, -1:]).int() + 1)
 
 
-def _inside(points: Tensor, box: tuple[tuple[float, float], ...]) -> Tensor:
+def _inside(points: Tensor, box: Box) -> Tensor:
     low, high = points.new_tensor(box).T
     return ((points >= low) & (points <= high)).all(-1)
 

@@ -25,7 +25,7 @@ from rodin_model.files import write_bytes
 
 #: Shares of `--minutes`. The longest way through the stages adds up to 1.
 SHARES = {"amortize": 0.30, "towers": 0.24, "reader": 0.60, "prior": 0.30, "principal": 0.22, "base": 0.14,
-          "coarse-upsampler": 0.36, "upsampler": 0.34, "pairs": 0.14, "refiner": 0.20}
+          "coarse-upsampler": 0.36, "upsampler": 0.20, "detail": 0.14, "pairs": 0.14, "refiner": 0.20}
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,12 @@ class Plan:
                           (*diffusion[:4], *points, "--precision", self.precision, "--learning-rate", "2e-4",
                            "--base", str(self.output / "base" / "model"),
                            "--init", str(self.output / "coarse-upsampler" / "model")), ("base", "coarse-upsampler")),
+            self._trained("detail", "detail",
+                          ("--data", str(data), *diffusion[:4], *decoder, "--base", str(self.output / "base" / "model"),
+                           "--init", str(self.output / "upsampler" / "model"), "--batch", "128", "--kept", "2048",
+                           "--precision", self.precision), ("upsampler",)),
             self._together("draft", "coarse-upsampler"),
-            self._together("model", "upsampler"),
+            self._together("model", "detail"),
             Stage("pairs", "rodin_model.train.pairs",
                   ("--coarse", str(planes), "--model", str(self.output / "draft"), "--output", str(pairs),
                    "--views", "3", "--size", "256", "--avatars", str(min(240, self.avatars)), "--device", self.device,

@@ -129,6 +129,15 @@ class DenoiserTrainer:
     def _modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "average": self.average}
 
+    def progress(self) -> float:
+        """How much of the way is gone, in [0, 1]: the same on all ranks, by the clock of the first."""
+        gone = self.pace.progress(self.step)
+        if self.world > 1 and self.minutes is not None:
+            shared = torch.tensor(gone, dtype=torch.float64, device=self.device)
+            torch.distributed.broadcast(shared, 0)
+            gone = float(shared)
+        return gone
+
     def train_step(self) -> dict[str, Tensor]:
         """One optimiser step and one step of the moving average (EMA with a warm-up).
 
@@ -136,7 +145,7 @@ class DenoiserTrainer:
         """
         settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step, settings, self.pace.progress(self.step))
+            group["lr"] = rate(self.step, settings, self.progress())
         torch.manual_seed(int(step_randomness(settings.seed, self.step)[0].integers(2**62)))  # dropout draws from it
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             losses = self.objective(self.step)
@@ -167,7 +176,7 @@ class DenoiserTrainer:
         sums: dict[str, Tensor] = {}
         began = time.perf_counter()
         bar = tqdm(total=until, initial=self.step, disable=None if self.rank == 0 else True, desc="train")
-        while self.step < until and not self.pace.done(self.step):
+        while self.step < until and self.progress() < 1.0:
             for name, value in self.train_step().items():
                 sums[name] = sums[name] + value if name in sums else value
             bar.update()

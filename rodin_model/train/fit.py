@@ -29,7 +29,8 @@ from .. import checkpoints
 from ..cameras import Camera
 from ..config import PRESETS
 from ..decoder import TENSOR_FILE, load_decoder, save_decoder
-from ..fit import FitConfig, JointTrainer, coarse_start, conventions, enlarge, fine_start, fit_planes
+from ..diffusion import BaseDiffusion
+from ..fit import FitConfig, JointTrainer, coarse_start, conventions, enlarge, fine_start, fit_planes, fit_within
 from ..fit_data import Cloud, Views, read_cloud, read_views
 from ..metrics import psnr, ssim
 from ..triplane import Avatar
@@ -145,7 +146,8 @@ def run_joint(args: argparse.Namespace, config: FitConfig) -> None:
         save_sheet(output / "sheets" / "joint.png", strips)
 
 
-def fit_shard(args: argparse.Namespace, config: FitConfig, shard: int, decoder: TinyDecoder, mean: Tensor) -> Tensor:
+def fit_shard(args: argparse.Namespace, config: FitConfig, shard: int, decoder: TinyDecoder, mean: Tensor,
+              within: BaseDiffusion | None = None) -> Tensor:
     """The planes float16 [A, 3, C, R, R] of the avatars of one shard, `--batch` of them at a time."""
     cloud, views = load_shard(Path(args.data), shard)
     keep = min(len(cloud.points), args.first + args.count - shard * SHARD)
@@ -154,11 +156,14 @@ def fit_shard(args: argparse.Namespace, config: FitConfig, shard: int, decoder: 
         rows = slice(start, min(start + args.batch, keep))
         some = Cloud(*(tensor[rows].to(args.device) for tensor in cloud))
         seen = Views(*(tensor[rows, :-HELD_OUT].to(args.device) for tensor in views)) if stage.rays else None
+        ids = range(shard * SHARD + rows.start, shard * SHARD + rows.stop)
+        if within is not None:
+            done.append(fit_within(within, decoder, some, config, ids, seed=args.seed, views=seen).half().cpu())
+            continue
         if args.verb == "coarse":
             begin = coarse_start(mean, config.planes.coarse_resolution).expand(len(some.points), -1, -1, -1, -1)
         else:
             begin = fine_start(mean, load_planes(args.coarse, shard)[0][rows].to(args.device))
-        ids = range(shard * SHARD + rows.start, shard * SHARD + rows.stop)
         done.append(fit_planes(begin, decoder, some, stage, config, ids, seed=args.seed, views=seen).half().cpu())
     return torch.cat(done)
 
@@ -178,14 +183,16 @@ def run_planes(args: argparse.Namespace, config: FitConfig) -> None:
     decoder, mean, _ = load_decoder(args.decoder, args.device)
     if mean.shape[-1] < config.planes.resolution:  # a model's decoder folder holds the mean at the coarse size
         mean = enlarge(mean[None], config.planes.resolution)[0]
+    within = BaseDiffusion.from_folder(args.within).to(args.device) if args.within else None
     own, of = (int(number) for number in args.worker.split("/"))
-    about = {"stage": args.verb, "seed": args.seed, "fit": dataclasses.asdict(config), **conventions(config.planes),
+    about = {"stage": args.verb, "seed": args.seed, "within": within is not None, "fit": dataclasses.asdict(config),
+             **conventions(config.planes),
              "decoder_sha256": hashlib.sha256((Path(args.decoder) / TENSOR_FILE).read_bytes()).hexdigest()}
     todo = [shard for shard in shards_of(data, args.first, args.count)
             if shard % of == own and not planes_file(output, shard).is_file()]
     for shard in tqdm(todo, disable=None, desc=args.verb):
         began = time.time()
-        planes = fit_shard(args, config, shard, decoder, mean)
+        planes = fit_shard(args, config, shard, decoder, mean, within)
         seconds = round((time.time() - began) / len(planes), 3)
         scores, strips = judge(planes[:args.evaluate], decoder, load_shard(data, shard)[1], config)
         if strips:
@@ -220,6 +227,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--decoder", required=True, help="folder that the verb joint wrote")
         sub.add_argument("--batch", type=int, default=4, help="avatars that are fitted at once")
         sub.add_argument("--worker", default="0/1", help="which part of the shards: i/n")
+        sub.set_defaults(within=None)
+        if verb == "coarse":
+            sub.add_argument("--within", help="folder of a base diffusion: seek the planes in its principal components")
         if verb == "fine":
             sub.add_argument("--coarse", required=True, help="folder that the verb coarse wrote")
     return parser.parse_args(argv)

@@ -232,9 +232,9 @@ def losses_of(args: argparse.Namespace, settings: DenoiserSettings,
 
 
 def begin_with(model: Upsampler, trained: Upsampler) -> None:
-    """Give `model` the weights of a trained one, which may lack the maps of places: they start without effect."""
+    """Give `model` the weights of a trained one, which may lack maps of places or detail: both start without effect."""
     lacking, unknown = model.load_state_dict(trained.state_dict(), strict=False)
-    if unknown or any(not name.startswith(("unet.positions", "unet.placing")) for name in lacking):
+    if unknown or any(not name.startswith(("unet.positions", "unet.placing", "detail")) for name in lacking):
         raise ValueError(f"--init is another kind of upsampler: it lacks {', '.join([*lacking, *unknown])}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from rodin_model import checkpoints
 from rodin_model.cameras import Camera, box_near_far
-from rodin_model.config import PRESETS, PlanesConfig
+from rodin_model.config import PRESETS, NoiseConfig, PlanesConfig, PrincipalConfig, UNetConfig
 from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import BaseDiffusion
 from rodin_model.fit import (
+    WITHIN,
     FitConfig,
     JointTrainer,
     LossConfig,
@@ -23,6 +26,7 @@ from rodin_model.fit import (
     enlarge,
     fine_start,
     fit_planes,
+    fit_within,
     picture_loss,
     plane_loss,
     point_loss,
@@ -30,7 +34,9 @@ from rodin_model.fit import (
 )
 from rodin_model.fit_data import Cloud, Views, draw_points, draw_rays, ray_depths
 from rodin_model.metrics import psnr
+from rodin_model.principal import principal_components
 from rodin_model.train import fit as command
+from rodin_model.train.denoiser import statistics
 from rodin_model.triplane import Avatar
 
 SIZE = 24
@@ -210,6 +216,29 @@ def test_fitting_makes_pictures_better(trained: JointTrainer) -> None:
     coarse_loss, fine_loss = (float(picture_loss(p, trained.decoder, rays, TINY).detach()) for p in (coarse, fine))
     assert fine_loss < 0.9 * coarse_loss, (coarse_loss, fine_loss)
     assert float(fine.abs().max()) <= TINY.losses.bound
+
+
+def test_planes_within_components_are_theirs_and_resemble_the_avatars(trained: JointTrainer) -> None:
+    learned = trained.result()
+    principal = PrincipalConfig(components=len(learned.coarse) - 1, resolution=8, width=8, blocks=1, embedding=8)
+    unet = UNetConfig(resolution=8, in_channels=8, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
+                      embedding=8, groups=4)
+    base = BaseDiffusion(unet, NoiseConfig(steps=10), 4, principal).requires_grad_(False)
+    assert base.principal is not None
+    base.set_statistics(*statistics(learned.coarse))
+    base.principal.set_components(*principal_components(base.normalize(learned.coarse), principal))
+    cloud, stage = toy_cloud(range(2)), dataclasses.replace(WITHIN, steps=40, points=1024, rays=0)
+    both = fit_within(base, learned.decoder, cloud, TINY, [0, 1], stage=stage)
+    own = fit_within(base, learned.decoder, Cloud(*(part[1:] for part in cloud)), TINY, [1], stage=stage)
+    torch.testing.assert_close(both[1:], own, atol=1e-4, rtol=0)
+    normal = base.normalize(both)
+    said = (base.principal.numbers(normal) @ base.principal.span().T).view_as(normal)
+    torch.testing.assert_close(said, normal, atol=1e-3, rtol=1e-3)
+
+    away = torch.cdist(both.flatten(1), learned.coarse.flatten(1))  # each is nearest to what the joint fit made of it
+    assert away.argmin(1).tolist() == [0, 1], away
+    with pytest.raises(ValueError, match="no principal components"):
+        fit_within(BaseDiffusion(unet, NoiseConfig(steps=10), 4), learned.decoder, cloud, TINY, [0, 1])
 
 
 def test_an_avatar_does_not_depend_on_its_batch_nor_the_decoder_on_a_fit(trained: JointTrainer) -> None:

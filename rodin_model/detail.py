@@ -1,0 +1,83 @@
+"""The face at full size: what z says about eyes, brows, nose and mouth, drawn texel by texel.
+
+Heads are aligned, so an eye is nearly always in the same place. A convolutional network must find that place in planes
+that do not show it yet; here every texel of a window in front of the head has a learned description of where it is, and
+a small network, the same for all texels and steered by z, draws what belongs there (as conditionally independent pixel
+synthesis draws pictures, Anokhin et al. 2021). It costs a twentieth of the upsampler's U-Net, and so it can be trained
+on twenty times as many avatars in the same time.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rodin_kernels.layouts import plane_axes
+
+from .config import LATENT_SIZE, DetailConfig
+from .layers import zeroed
+
+
+def fourier_maps(channels: int, size: int) -> Tensor:
+    """Where the maps of places start: the same sines of random directions and phases, [3, channels, size, size]."""
+    random = torch.Generator().manual_seed(0)
+    frequency = 12.0 * torch.randn(3, channels, 2, generator=random)
+    phase = 2 * torch.pi * torch.rand(3, channels, 1, 1, generator=random)
+    along = (torch.arange(size) + 0.5) / size - 0.5
+    return torch.sin(frequency[..., :1, None] * along + frequency[..., 1:, None] * along[:, None] + phase)
+
+
+class FaceDetail(nn.Module):
+    """Adds to planes, in a window of each, what z and the planes themselves ask for.
+
+        h_0 = A_0 [where, planes, cond],   h_k = h_{k-1} + silu((1 + s_k(z)) A_k h_{k-1} + b_k(z)),   planes + m C h_n
+
+    at every texel of the window, with m = 1 falling to 0 at the window's border. `where` are learned maps.
+    """
+
+    border: Tensor
+
+    def __init__(self, config: DetailConfig, channels: int, resolution: int, layout: tuple[str, ...]) -> None:
+        super().__init__()
+        if len(config.corner) != 3 or max(config.corner) + config.window > resolution or config.window < 1:
+            raise ValueError(f"windows of {config.window} texels from {config.corner} on leave planes of {resolution}")
+        self.config, self.channels = config, channels
+        self.corners = [(config.corner[row], config.corner[column]) for column, row in plane_axes(layout)]
+        size, width = config.window, config.width
+        self.where = nn.Parameter(fourier_maps(config.maps, size))
+        self.latent = nn.Sequential(nn.Linear(LATENT_SIZE, config.embedding), nn.SiLU(),
+                                    nn.Linear(config.embedding, config.embedding))
+        self.plane = nn.Parameter(0.5 * torch.randn(3, config.embedding))
+        self.stem = nn.Linear(config.maps + 2 * channels, width)
+        self.steer = nn.ModuleList(zeroed(nn.Linear(config.embedding, 2 * width)) for _ in range(config.layers))
+        self.draw = nn.ModuleList(nn.Linear(width, width) for _ in range(config.layers))
+        self.head = zeroed(nn.Linear(width, channels))
+        edge = torch.minimum(torch.arange(size), torch.arange(size).flip(0)) + 0.5
+        line = (edge / config.border).clamp(max=1)
+        self.register_buffer("border", (line * line[:, None])[..., None], persistent=False)
+
+    def cut(self, planes: Tensor) -> Tensor:
+        """The windows [B, 3, C, w, w] of planes [B, 3, C, R, R]."""
+        size = self.config.window
+        return torch.stack([planes[:, i, :, top:top + size, left:left + size]
+                            for i, (top, left) in enumerate(self.corners)], 1)
+
+    def within(self, planes: Tensor, cond: Tensor, z: Tensor) -> Tensor:
+        """What is added in the windows [B, 3, C, w, w], of windows of planes and condition, and z [B, 512]."""
+        known = F.silu(self.latent(z * LATENT_SIZE**0.5)[:, None] + self.plane)
+        seen = torch.cat([planes, cond], 2).permute(0, 1, 3, 4, 2)
+        where = self.where.permute(0, 2, 3, 1).expand(len(seen), -1, -1, -1, -1)
+        h = self.stem(torch.cat([where.to(seen.dtype), seen], -1))
+        for steer, draw in zip(self.steer, self.draw, strict=True):
+            scale, shift = steer(known)[:, :, None, None].to(h.dtype).chunk(2, -1)
+            h = h + F.silu(torch.addcmul(shift, draw(h), 1 + scale))
+        return (self.head(h) * self.border).permute(0, 1, 4, 2, 3)
+
+    def forward(self, planes: Tensor, cond: Tensor, z: Tensor) -> Tensor:
+        """planes and cond [B, 3, C, R, R] normalised, z [B, 512] -> planes [B, 3, C, R, R]; those given stay."""
+        added, size = self.within(self.cut(planes), self.cut(cond), z).to(planes.dtype), self.config.window
+        out = planes.clone()
+        for i, (top, left) in enumerate(self.corners):
+            out[:, i, :, top:top + size, left:left + size] += added[:, i]
+        return out

@@ -1,0 +1,212 @@
+"""`python -m rodin_model.train.detail`: teach a trained upsampler the face at full size (`rodin_model.detail`).
+
+The U-Net stays as it is: what it makes of the training avatars is computed once, in windows in front of the face, and
+what is added there learns from the avatars' own points, tens of thousands of avatars a minute. Several data sets: one
+`--data`, `--coarse` and `--latents` for each. Under `torchrun` every process takes a share of the avatars. Resumable
+like `rodin_model.train.base`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rodin_kernels import TinyDecoder
+from rodin_model.avatars.dataset import shard_paths
+from rodin_model.config import PRESETS, DetailConfig
+from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import BaseDiffusion
+from rodin_model.fit import FitConfig, decode_points, point_loss
+from rodin_model.fit_data import FEATURES, Box, Cloud, draw_inside, read_cloud
+from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
+from rodin_model.train.latents import Latents
+from rodin_model.train.resume import add_settings, settings_of
+from rodin_model.train.upsample import Conditions, begin_with
+from rodin_model.upsampler import Upsampler
+
+#: How far from the surface, in world units, a point may be: in the features, and elsewhere in the window.
+REACH = (0.05, 0.12)
+
+
+class Windows(NamedTuple):
+    """What the U-Net makes of N avatars, V times: planes and condition float16 [N, V, 3, C, w, w].
+
+    z [N, K, 512] are all latents of the avatars, of their pictures and of their captions.
+    """
+
+    planes: Tensor
+    cond: Tensor
+    z: Tensor
+
+
+def window_box(config: DetailConfig, resolution: int) -> Box:
+    """The part of the box [-1, 1]^3 that the windows show on all planes, x, y and z each from .. to."""
+    low = [2 * first / resolution - 1 for first in config.corner]
+    return tuple((start, start + 2 * config.window / resolution) for start in low)
+
+
+@torch.no_grad()
+def seen_windows(model: Upsampler, conditions: Conditions, rows: Sequence[int], variants: int, precision: str,
+                 batch: int = 8) -> Windows:
+    """What `model` draws, without detail, of the avatars in `rows` of the conditions, told something else each time."""
+    detail, device, found = model.detail, model.mean.device, []
+    assert detail is not None
+    model.detail = None
+    bar = tqdm(total=variants * len(rows), disable=None, desc="windows")
+    for variant in range(variants):
+        parts = []
+        for start in range(0, len(rows), batch):
+            some = torch.tensor(rows[start:start + batch])
+            rng, generator = step_randomness(conditions.settings.seed + variant, int(some[0]), device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                cond, z = conditions(model, some, rng, generator)
+                noise = torch.randn(cond.shape, generator=generator, device=device)
+                last = torch.full((len(some),), model.noise.steps - 1, device=device)
+                planes = model.predict(noise, last, z, cond)[:, :, :model.channels]
+            parts.append((detail.cut(planes).half(), detail.cut(cond).half()))
+            bar.update(len(some))
+        found.append([torch.cat(column) for column in zip(*parts, strict=True)])
+    bar.close()
+    model.detail = detail
+    latents, avatars = conditions.latents, [conditions.avatars[row] for row in rows]
+    z = torch.cat([latents.pictures[avatars], latents.words[avatars]], 1)
+    return Windows(*(torch.stack(column, 1) for column in zip(*found, strict=True)), z.half())
+
+
+def window_points(folder: str, rows: Sequence[int], box: Box, count: int, seed: int) -> tuple[Cloud, Cloud]:
+    """`count` points near the surface of each avatar in `rows` of a data set: in the features, and all over `box`."""
+    near: tuple[list[Cloud], list[Cloud]] = ([], [])
+    wanted, first = set(rows), 0
+    for shard in shard_paths(folder):
+        cloud = read_cloud(shard)
+        own = [row for row in range(first, first + len(cloud.points)) if row in wanted]
+        some = Cloud(*(part[[row - first for row in own]] for part in cloud))
+        inside = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, FEATURES, strict=True))
+        for place, where, reach in zip(near, (inside, box), REACH, strict=True):
+            place.append(draw_inside(some, where, reach, count, [(seed, row) for row in own]))
+        first += len(cloud.points)
+    features, others = (Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True))) for clouds in near)
+    return features, others
+
+
+class DetailLosses:
+    """The loss at points in the window, half of them in the features; avatars, conditions, points by (seed, step)."""
+
+    def __init__(self, windows: Windows, points: tuple[Cloud, Cloud], box: Box, decoder: TinyDecoder, config: FitConfig,
+                 settings: DenoiserSettings, count: int) -> None:
+        self.windows, self.points, self.settings, self.count = windows, points, settings, count
+        self.low, self.high = torch.tensor(box, device=windows.z.device).T
+        self.decoder, self.config = decoder.requires_grad_(False), config
+
+    def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
+        detail, device = model.detail, model.mean.device
+        assert detail is not None
+        rng, _ = step_randomness(self.settings.seed, step)
+        shape = (*self.windows.planes.shape[:2], self.windows.z.shape[1])
+        rows, seen, told = (torch.from_numpy(rng.integers(0, n, self.settings.batch)).to(device) for n in shape)
+        planes, cond = (part[rows, seen].float() for part in self.windows[:2])
+        z = self.windows.z[rows, told].float()
+        planes = planes + detail.within(planes, cond, z).float()
+        planes = planes * model.std + detail.cut(model.mean[None])
+        drawn = Cloud(*(torch.cat(parts, 1) for parts in zip(*(self._draw(cloud, rows, rng) for cloud in self.points),
+                                                             strict=True)))
+        with torch.autocast(device.type, enabled=False):
+            # the windows are planes of their own, whose box is a part of the avatar's
+            inside = (drawn.points - self.low) / (self.high - self.low) * 2 - 1
+            decoded = decode_points(planes, inside, self.decoder, self.config)
+            return {"points": point_loss(*decoded, drawn, self.config.losses).mean()}
+
+    def _draw(self, cloud: Cloud, rows: Tensor, rng: np.random.Generator) -> Cloud:
+        index = torch.from_numpy(rng.integers(0, cloud.points.shape[1], (len(rows), self.count))).to(rows.device)
+        points, distance, color = (part[rows[:, None], index] for part in cloud)
+        return Cloud(points.float(), distance.float(), color.float() / 255)
+
+
+def gathered(args: argparse.Namespace, model: Upsampler, settings: DenoiserSettings,
+             box: Box) -> tuple[Windows, tuple[Cloud, Cloud]]:
+    """Windows and points of this process's share of all data sets."""
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    base = BaseDiffusion.from_folder(args.base).to(args.device)
+    windows, points = [], []
+    about = None
+    for data, coarse, latents in zip(args.data, args.coarse, args.latents, strict=True):
+        planes, numbers = all_planes(coarse)
+        about = statistics(planes) if about is None else about  # the first set is what the upsampler has learned from
+        conditions = Conditions(planes.to(args.device), numbers, Latents.load(latents).to(args.device), settings,
+                                (about[0].to(args.device), about[1].to(args.device)), base)
+        rows = range(rank, len(planes), world)
+        windows.append(seen_windows(model, conditions, rows, args.variants, settings.precision))
+        points.append(window_points(data, rows, box, args.kept, settings.seed))
+    joined = [Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
+              for clouds in zip(*points, strict=True)]
+    most = max(some.z.shape[1] for some in windows)
+    even = [some._replace(z=some.z[:, torch.arange(most) % some.z.shape[1]]) for some in windows]
+    return Windows(*(torch.cat(part) for part in zip(*even, strict=True))), (joined[0], joined[1])
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    if not len(args.data) == len(args.coarse) == len(args.latents):
+        raise ValueError(f"give as many --data as --coarse and --latents; got {len(args.data)}, {len(args.coarse)} and "
+                         f"{len(args.latents)}")
+    settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
+    if preset.detail is None:
+        raise ValueError(f"the preset {args.preset} has no detail")
+    trained = Upsampler.from_folder(args.init)
+    torch.manual_seed(settings.seed)
+    model = Upsampler(trained.config, trained.noise, trained.channels, preset.detail)
+    begin_with(model, trained)
+    model.requires_grad_(False)
+    assert model.detail is not None
+    model.detail.requires_grad_(True)
+    model.to(args.device)
+    decoder, _, _ = load_decoder(args.decoder, args.device)
+    box = window_box(preset.detail, trained.config.resolution)
+    windows, points = gathered(args, model, settings, box)
+    losses = DetailLosses(windows, points, box, decoder, FitConfig(planes=preset.planes), settings, args.points)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
+    trainer.run(args.until, save_every=args.save_every)
+    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.train.detail", description=__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mini")
+    parser.add_argument("--data", action="append", required=True, help="data set folder")
+    parser.add_argument("--coarse", action="append", required=True, help="folder of its coarse planes")
+    parser.add_argument("--latents", action="append", required=True, help="its file from rodin_model.train.latents")
+    parser.add_argument("--init", required=True, help="the folder model/ of a trained upsampler")
+    parser.add_argument("--base", required=True, help="the folder model/ of rodin_model.train.base")
+    parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--variants", type=int, default=2, help="how often each avatar is seen from other conditions")
+    parser.add_argument("--kept", type=int, default=4096, help="points of each avatar that are kept, of either kind")
+    parser.add_argument("--points", type=int, default=768, help="points of each kind of an avatar in a step")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
+    parser.add_argument("--save-every", type=int, default=1000)
+    add_settings(parser, DenoiserSettings)
+    parser.set_defaults(batch=16, steps=40000, learning_rate=2e-3, cooldown=0.7, text_share=0.4)
+    args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

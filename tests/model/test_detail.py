@@ -1,0 +1,177 @@
+"""The face at full size: windows that lie where they say, nothing changed outside, and a stage that learns them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rodin_kernels import RODIN, TinyDecoder, sample_triplane
+from rodin_model.config import PRESETS, DetailConfig, NoiseConfig, PlanesConfig, UNetConfig
+from rodin_model.detail import FaceDetail
+from rodin_model.fit import FitConfig
+from rodin_model.fit_data import Cloud, draw_inside
+from rodin_model.train import detail as command
+from rodin_model.train.denoiser import DenoiserSettings, statistics
+from rodin_model.train.detail import DetailLosses, Windows, seen_windows, window_box
+from rodin_model.train.latents import Latents
+from rodin_model.train.upsample import Conditions
+from rodin_model.upsampler import Upsampler
+
+CONFIG = DetailConfig(window=6, corner=(5, 6, 8), maps=5, width=8, layers=2, embedding=8, border=2)
+UNET = UNetConfig(resolution=16, in_channels=8, out_channels=4, channels=8, channel_mult=(1,), blocks=(1,),
+                  embedding=8, groups=4)
+NOISE = NoiseConfig(steps=10, prediction="sample")
+
+
+def make(seed: int = 0) -> FaceDetail:
+    torch.manual_seed(seed)
+    module = FaceDetail(CONFIG, 4, 16, RODIN)
+    for parameter in module.parameters():  # zero-initialised layers would hide everything
+        torch.nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def test_a_new_one_changes_nothing() -> None:
+    planes, z = torch.randn(2, 3, 4, 16, 16), torch.randn(2, 512)
+    assert torch.equal(FaceDetail(CONFIG, 4, 16, RODIN)(planes, planes, z), planes)
+
+
+def test_only_the_windows_change_and_their_border_fades() -> None:
+    planes, z = torch.randn(2, 3, 4, 16, 16), torch.randn(2, 512) / 512**0.5
+    given = planes.clone()
+    changed = (make()(planes, torch.randn_like(planes), z) - planes).abs().amax((0, 2))
+    assert torch.equal(planes, given)
+    for plane, (columns, rows) in enumerate((("x", "y"), ("z", "x"), ("y", "z"))):
+        top, left = (CONFIG.corner["xyz".index(axis)] for axis in (rows, columns))
+        inside = torch.zeros(16, 16, dtype=torch.bool)
+        inside[top:top + 6, left:left + 6] = True
+        assert bool((changed[plane][inside] > 0).all()) and not changed[plane][~inside].any()
+    cut = make().border[..., 0]
+    assert cut[0, 0] == 0.0625 and cut[1, 3] == 0.75 and cut[2, 3] == 1.0 and torch.equal(cut, cut.flip(0, 1))
+
+
+def test_z_and_the_planes_both_steer_it() -> None:
+    module, planes = make(), torch.randn(1, 3, 4, 16, 16)
+    z, other = torch.randn(2, 1, 512) / 512**0.5
+    first = module(planes, planes, z) - planes
+    assert not torch.allclose(first, module(planes, planes, other) - planes, atol=1e-3)
+    assert not torch.allclose(first, module(planes, planes * 2, z) - planes, atol=1e-3)
+    assert not torch.allclose(first[:, 0], first[:, 1], atol=1e-3)
+
+
+def test_windows_are_planes_whose_box_is_a_part_of_the_avatars() -> None:
+    module, planes = make(), torch.randn(1, 3, 4, 16, 16)
+    low, high = torch.tensor(window_box(CONFIG, 16)).T
+    assert torch.allclose(low, torch.tensor([5, 6, 8]) / 8 - 1) and torch.allclose(high - low, torch.tensor(0.75))
+    points = low + (high - low) * (0.1 + 0.8 * torch.rand(1, 50, 3))  # half a texel from the border at least
+    whole = sample_triplane(planes, points, layout=RODIN, padding_mode="zeros")
+    part = sample_triplane(module.cut(planes), (points - low) / (high - low) * 2 - 1, layout=RODIN,
+                           padding_mode="zeros")
+    assert torch.allclose(whole, part, atol=1e-5)
+
+
+def test_an_upsampler_keeps_it_on_disk(tmp_path: Path) -> None:
+    model = Upsampler(UNET, NOISE, 4, CONFIG).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save(tmp_path, dtype=torch.float32)
+    again = Upsampler.from_folder(tmp_path)
+    assert again.detail is not None and again.detail.config == CONFIG
+    x, t, z = torch.randn(2, 3, 4, 16, 16), torch.tensor([9, 3]), torch.randn(2, 512)
+    assert torch.equal(model.predict(x, t, z, x), again.predict(x, t, z, x))
+    plain = Upsampler(UNET, NOISE, 4).eval()
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "detail" not in name})
+    assert not torch.allclose(model.predict(x, t, z, x), plain.predict(x, t, z, x), atol=1e-3)
+
+
+@pytest.mark.parametrize(("config", "noise", "words"), [
+    (dataclasses.replace(CONFIG, corner=(11, 6, 8)), NOISE, r"windows of 6 texels from \(11, 6, 8\) on leave planes"),
+    (dataclasses.replace(CONFIG, corner=(1, 2)), NOISE, "leave planes of 16"),
+    (CONFIG, dataclasses.replace(NOISE, prediction="epsilon"), 'prediction must be "sample"'),
+])
+def test_what_cannot_be_is_refused(config: DetailConfig, noise: NoiseConfig, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Upsampler(UNET, noise, 4, config)
+
+
+def test_points_are_drawn_inside_and_near() -> None:
+    points = torch.rand(2, 4000, 3) * 2 - 1
+    cloud = Cloud(points.half(), (points.norm(dim=-1) - 0.6).half(), (points.abs() * 255).to(torch.uint8))
+    box = ((-0.5, 0.5), (0.0, 0.5), (0.2, 1.0))
+    drawn = draw_inside(cloud, box, 0.1, 300, [(1, 0), (1, 1)])
+    low, high = torch.tensor(box).T
+    assert drawn.points.shape == (2, 300, 3) and drawn.points.dtype == torch.float16
+    assert bool(((drawn.points >= low) & (drawn.points <= high)).all()) and float(drawn.distance.abs().max()) <= 0.1
+    own = draw_inside(Cloud(*(part[1:] for part in cloud)), box, 0.1, 300, [(1, 1)])
+    assert torch.equal(own.points[0], drawn.points[1])
+
+
+def scene() -> tuple[Upsampler, DetailLosses]:
+    torch.manual_seed(0)
+    model = Upsampler(UNET, NOISE, 4, CONFIG)
+    model.requires_grad_(False)
+    assert model.detail is not None
+    model.detail.requires_grad_(True)
+    coarse, latents = 0.1 * torch.randn(3, 3, 4, 8, 8), Latents(torch.randn(3, 2, 512), torch.randn(3, 2, 512))
+    settings = DenoiserSettings(batch=4, precision="fp32")
+    conditions = Conditions(coarse, [0, 1, 2], latents, settings, statistics(coarse))
+    windows = seen_windows(model, conditions, [0, 1, 2], 2, "fp32", batch=2)
+    box = window_box(CONFIG, 16)
+    low, high = torch.tensor(box).T
+    points = low + (high - low) * torch.rand(3, 400, 3)
+    cloud = Cloud(points, points[..., 0] - 0.1, (torch.rand(3, 1, 3) * 255).to(torch.uint8).expand(3, 400, 3))
+    config = FitConfig(planes=PlanesConfig(channels=4, resolution=16, coarse_resolution=8))
+    return model, DetailLosses(windows, (cloud, cloud), box, TinyDecoder(4, (16,)), config, settings, 64)
+
+
+def test_windows_are_those_of_what_the_upsampler_draws() -> None:
+    model, losses = scene()
+    windows: Windows = losses.windows
+    assert windows.planes.shape == windows.cond.shape == (3, 2, 3, 4, 6, 6) and windows.z.shape == (3, 4, 512)
+    assert model.detail is not None and not torch.equal(windows.planes[:, 0], windows.planes[:, 1])
+    # a new U-Net adds nothing to the condition, and the detail was left out though it says something by now
+    for parameter in model.detail.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    assert torch.equal(windows.planes, windows.cond)
+
+
+def test_it_learns_and_nothing_else_does() -> None:
+    model, losses = scene()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    seen: list[float] = []
+    for step in range(80):
+        adam.zero_grad()
+        loss: Tensor = losses(model, step)["points"]
+        loss.backward()
+        adam.step()
+        seen.append(float(loss.detach()))
+    assert np.mean(seen[-10:]) < 0.8 * np.mean(seen[:10])
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("detail.") for name in changed)
+    assert float(losses(scene()[0], 0)["points"].detach()) == seen[0]
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--init", str(tmp_path / "none"), "--base", "b", "--decoder", "d", "--output", str(tmp_path / "o"),
+              "--data", "x", "--coarse", "y", "--latents", "z"]
+    assert command.main([*common, "--data", "more"]) == 2
+    assert "as many --data as --coarse" in capsys.readouterr().err
+    assert command.main([*common, "--preset", "rodin"]) == 2
+    assert "the preset rodin has no detail" in capsys.readouterr().err
+    assert command.main(common) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and not (tmp_path / "o").exists()
+
+
+def test_the_preset_fits_its_planes() -> None:
+    preset = PRESETS["mini"]
+    assert preset.detail is not None
+    FaceDetail(preset.detail, preset.planes.channels, preset.planes.resolution, preset.planes.layout)
+    for low, high in window_box(preset.detail, preset.planes.resolution):
+        assert -1 <= low < high <= 1
