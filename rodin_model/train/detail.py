@@ -79,7 +79,8 @@ def seen_windows(model: Upsampler, conditions: Conditions, rows: Sequence[int], 
     model.detail = detail
     latents, avatars = conditions.latents, [conditions.avatars[row] for row in rows]
     z = torch.cat([latents.pictures[avatars], latents.words[avatars]], 1)
-    return Windows(*(torch.stack(column, 1) for column in zip(*found, strict=True)), z.half())
+    windows, conds = (torch.stack(column, 1) for column in zip(*found, strict=True))
+    return Windows(windows, conds, z.half())
 
 
 def window_points(folder: str, rows: Sequence[int], box: Box, count: int, seed: int) -> tuple[Cloud, Cloud]:

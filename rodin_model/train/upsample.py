@@ -244,10 +244,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give either --fine, a folder of fine planes, or --data, the data set itself")
     settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
     torch.manual_seed(settings.seed)
-    model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels)
+    trained = Upsampler.from_folder(args.init) if args.init else None
+    model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels,
+                      trained.detail.config if trained is not None and trained.detail is not None else None)
     losses, about = losses_of(args, settings, preset)
-    if args.init:
-        begin_with(model, Upsampler.from_folder(args.init))
+    if trained is not None:
+        begin_with(model, trained)
     else:
         model.set_statistics(*about)
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
