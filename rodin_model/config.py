@@ -113,15 +113,16 @@ class PrincipalConfig:
 
 @dataclass(frozen=True)
 class DetailConfig:
-    """What the upsampler draws into the face beside its U-Net (`rodin_model.detail`).
+    """What the upsampler draws beside its U-Net, texel by texel (`rodin_model.detail`); the defaults are the face.
 
-    `window` texels along each side, the first of them number `corner` along x, y and z; `maps` learned numbers tell
-    each of them where it is; `layers` of `width` channels are steered by an embedding of z; the last `border` texels
-    fade.
+    `window` texels along each side, the first of them number `corner` along x, y and z, `patch` of them together;
+    `maps` learned numbers tell each where it is; `layers` of `width` channels are steered by an embedding of z; the
+    last `border` texels fade.
     """
 
     window: int = 48
     corner: tuple[int, int, int] = (40, 44, 62)
+    patch: int = 1
     maps: int = 24
     width: int = 64
     layers: int = 4
@@ -152,7 +153,7 @@ class DiffusionConfig:
     noise: NoiseConfig
     channels: int
     principal: PrincipalConfig | None = None
-    detail: DetailConfig | None = None
+    details: tuple[DetailConfig, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Preset:
     decoder_hidden: tuple[int, ...] = (64, 64)
     principal: PrincipalConfig | None = None
     refiner: RefinerConfig | None = None
-    detail: DetailConfig | None = None
+    details: tuple[DetailConfig, ...] = ()
 
 
 PRESETS: dict[str, Preset] = {
@@ -209,7 +210,8 @@ PRESETS: dict[str, Preset] = {
         upsampler_noise=NoiseConfig("sigmoid", 0.0, 3.0, 0.3, steps=100, prediction="sample"),
         principal=PrincipalConfig(),
         refiner=RefinerConfig(),
-        detail=DetailConfig(),
+        details=(DetailConfig(),
+                 DetailConfig(window=128, corner=(0, 0, 0), patch=2, maps=16, border=0)),
     ),
     "rodin": Preset(
         planes=PlanesConfig(channels=32, resolution=256, coarse_resolution=64),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import DetailConfig, DiffusionConfig, NoiseConfig, UNetConfig
-from .detail import FaceDetail
+from .detail import Detail
 from .diffusion import Progress, TriplaneDiffusion
 from .layers import enlarge
 from .noise import beside
@@ -54,35 +54,40 @@ def gaussian_blur(planes: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Upsampler(TriplaneDiffusion):
-    """Coarse planes and latent to fine planes; with `detail`, the face is drawn at full size (`FaceDetail`)."""
+    """Coarse planes and latent to fine planes; `details` are drawn on top of what the U-Net gives, one after another.
+    """
 
     def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int,
-                 detail: DetailConfig | None = None) -> None:
+                 details: Sequence[DetailConfig] = ()) -> None:
         super().__init__(config, noise, channels)
-        if detail is not None and noise.prediction != "sample":
+        if details and noise.prediction != "sample":
             raise ValueError(f'detail is drawn on clean planes: prediction must be "sample"; got {noise.prediction!r}')
-        self.detail = None if detail is None else FaceDetail(detail, channels, config.resolution, config.layout)
+        self.details = nn.ModuleList(Detail(own, channels, config.resolution, config.layout) for own in details)
 
     def predict(self, noisy: Tensor, t: Tensor, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """x0 = cond + network(noisy, cond) + detail, with `cond` [B, 3, C, R, R] as `condition` makes it."""
+        """x0 = cond + network(noisy, cond) + details, with `cond` [B, 3, C, R, R] as `condition` makes it."""
         if cond is None:
             raise ValueError("the upsampler needs cond, what its method condition makes of coarse planes")
         output = self.unet(torch.cat([noisy, cond], 2), t, z)
         if self.noise.prediction != "sample":
             return output
         clean = output[:, :, :self.channels] + cond
-        if self.detail is not None:
-            clean = self.detail(clean, cond, z)
+        for detail in self.details:
+            clean = detail(clean, cond, z)
         return torch.cat([clean, output[:, :, self.channels:]], 2)
 
     def configuration(self) -> DiffusionConfig:
         """All that `configured` needs to build such a model."""
-        return dataclasses.replace(super().configuration(), detail=None if self.detail is None else self.detail.config)
+        return dataclasses.replace(super().configuration(), details=self.detail_configs())
+
+    def detail_configs(self) -> tuple[DetailConfig, ...]:
+        """What describes the details that this model has."""
+        return tuple(cast(Detail, detail).config for detail in self.details)
 
     @classmethod
     def configured(cls, config: DiffusionConfig) -> Self:
         """A model as `config` describes it, its weights yet to be loaded or learned."""
-        return cls(config.unet, config.noise, config.channels, config.detail)
+        return cls(config.unet, config.noise, config.channels, config.details)
 
     def condition(self, coarse: Tensor) -> Tensor:
         """Coarse planes [B, 3, C, r, r] in feature units -> the condition [B, 3, C, R, R], normalised.

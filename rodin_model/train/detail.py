@@ -1,9 +1,9 @@
-"""`python -m rodin_model.train.detail`: teach a trained upsampler the face at full size (`rodin_model.detail`).
+"""`python -m rodin_model.train.detail`: teach a trained upsampler the next of its details (`rodin_model.detail`).
 
-The U-Net stays as it is: what it makes of the training avatars is computed once, in windows in front of the face, and
-what is added there learns from the avatars' own points, tens of thousands of avatars a minute. Several data sets: one
-`--data`, `--coarse` and `--latents` for each. Under `torchrun` every process takes a share of the avatars. Resumable
-like `rodin_model.train.base`.
+All that is trained stays as it is: what it makes of the training avatars is computed once, in the detail's windows, and
+what is added there learns from the avatars' own points: in windows in front of the face, ten thousand avatars a minute
+on two CPU cores. Several data sets: one `--data`, `--coarse` and `--latents` for each. Under `torchrun` every process
+takes a share of the avatars. Resumable like `rodin_model.train.base`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from rodin_kernels import TinyDecoder
 from rodin_model.avatars.dataset import shard_paths
-from rodin_model.config import PRESETS, DetailConfig
+from rodin_model.config import LATENT_SIZE, PRESETS, DetailConfig
 from rodin_model.decoder import load_decoder
+from rodin_model.detail import Detail
 from rodin_model.diffusion import BaseDiffusion
 from rodin_model.fit import FitConfig, decode_points, point_loss
 from rodin_model.fit_data import FEATURES, Box, Cloud, draw_inside, read_cloud
@@ -33,8 +34,8 @@ from rodin_model.train.resume import add_settings, settings_of
 from rodin_model.train.upsample import Conditions, begin_with
 from rodin_model.upsampler import Upsampler
 
-#: How far from the surface, in world units, a point may be: in the features, and elsewhere in the window.
-REACH = (0.05, 0.12)
+#: How far from the surface, in world units, a point may be: on the features, and anywhere.
+REACH = (0.05, 4.0)
 
 
 class Windows(NamedTuple):
@@ -55,15 +56,15 @@ def window_box(config: DetailConfig, resolution: int) -> Box:
 
 
 @torch.no_grad()
-def seen_windows(model: Upsampler, conditions: Conditions, rows: Sequence[int], variants: int, precision: str,
-                 batch: int = 8) -> Windows:
-    """What `model` draws, without detail, of the avatars in `rows` of the conditions, told something else each time."""
-    detail, device, found = model.detail, model.mean.device, []
-    assert detail is not None
-    model.detail = None
-    bar = tqdm(total=variants * len(rows), disable=None, desc="windows")
-    for variant in range(variants):
-        parts = []
+def seen_windows(model: Upsampler, detail: Detail, conditions: Conditions, rows: Sequence[int], windows: Windows,
+                 precision: str, batch: int = 8) -> None:
+    """Fill `windows` with what `model` draws where `detail` will add to it, of the avatars in `rows` of the conditions.
+
+    Each variant is told something else of them.
+    """
+    device = model.mean.device
+    bar = tqdm(total=windows.planes[:, :, 0, 0, 0, 0].numel(), disable=None, desc="windows")
+    for variant in range(windows.planes.shape[1]):
         for start in range(0, len(rows), batch):
             some = torch.tensor(rows[start:start + batch])
             rng, generator = step_randomness(conditions.settings.seed + variant, int(some[0]), device)
@@ -72,19 +73,17 @@ def seen_windows(model: Upsampler, conditions: Conditions, rows: Sequence[int], 
                 noise = torch.randn(cond.shape, generator=generator, device=device)
                 last = torch.full((len(some),), model.noise.steps - 1, device=device)
                 planes = model.predict(noise, last, z, cond)[:, :, :model.channels]
-            parts.append((detail.cut(planes).half(), detail.cut(cond).half()))
+            for kept, whole in ((windows.planes, planes), (windows.cond, cond)):
+                kept[start:start + len(some), variant] = detail.cut(whole).half()
             bar.update(len(some))
-        found.append([torch.cat(column) for column in zip(*parts, strict=True)])
     bar.close()
-    model.detail = detail
     latents, avatars = conditions.latents, [conditions.avatars[row] for row in rows]
     z = torch.cat([latents.pictures[avatars], latents.words[avatars]], 1)
-    windows, conds = (torch.stack(column, 1) for column in zip(*found, strict=True))
-    return Windows(windows, conds, z.half())
+    windows.z[:] = z[:, torch.arange(windows.z.shape[1]) % z.shape[1]]
 
 
 def window_points(folder: str, rows: Sequence[int], box: Box, count: int, seed: int) -> tuple[Cloud, Cloud]:
-    """`count` points near the surface of each avatar in `rows` of a data set: in the features, and all over `box`."""
+    """`count` points of each avatar in `rows` of a data set: on brows, eyes, nose and mouth, and all over `box`."""
     near: tuple[list[Cloud], list[Cloud]] = ([], [])
     wanted, first = set(rows), 0
     for shard in shard_paths(folder):
@@ -109,8 +108,7 @@ class DetailLosses:
         self.decoder, self.config = decoder.requires_grad_(False), config
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
-        detail, device = model.detail, model.mean.device
-        assert detail is not None
+        detail, device = cast(Detail, model.details[-1]), model.mean.device
         rng, _ = step_randomness(self.settings.seed, step)
         shape = (*self.windows.planes.shape[:2], self.windows.z.shape[1])
         rows, seen, told = (torch.from_numpy(rng.integers(0, n, self.settings.batch)).to(device) for n in shape)
@@ -132,26 +130,30 @@ class DetailLosses:
         return Cloud(points.float(), distance.float(), color.float() / 255)
 
 
-def gathered(args: argparse.Namespace, model: Upsampler, settings: DenoiserSettings,
+def gathered(args: argparse.Namespace, trained: Upsampler, detail: Detail, settings: DenoiserSettings,
              box: Box) -> tuple[Windows, tuple[Cloud, Cloud]]:
     """Windows and points of this process's share of all data sets."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     base = BaseDiffusion.from_folder(args.base).to(args.device)
-    windows, points = [], []
-    about = None
-    for data, coarse, latents in zip(args.data, args.coarse, args.latents, strict=True):
-        planes, numbers = all_planes(coarse)
-        about = statistics(planes) if about is None else about  # the first set is what the upsampler has learned from
-        conditions = Conditions(planes.to(args.device), numbers, Latents.load(latents).to(args.device), settings,
+    sets = [(all_planes(coarse), Latents.load(latents).to(args.device))
+            for coarse, latents in zip(args.coarse, args.latents, strict=True)]
+    shares = [range(rank, len(planes), world) for (planes, _), _ in sets]
+    size, told = detail.config.window, max(z.pictures.shape[1] + z.words.shape[1] for _, z in sets)
+    # all at once in their places: they fill most of the memory
+    shape = (sum(map(len, shares)), args.variants, 3, trained.channels, size, size)
+    windows = Windows(*(torch.empty(some, dtype=torch.float16, device=args.device)
+                        for some in (shape, shape, (shape[0], told, LATENT_SIZE))))
+    about, points, first = statistics(sets[0][0][0]), [], 0  # of the set that the upsampler has learned from
+    for data, ((planes, numbers), latents), rows in zip(args.data, sets, shares, strict=True):
+        conditions = Conditions(planes.to(args.device), numbers, latents, settings,
                                 (about[0].to(args.device), about[1].to(args.device)), base)
-        rows = range(rank, len(planes), world)
-        windows.append(seen_windows(model, conditions, rows, args.variants, settings.precision))
+        own = Windows(*(part[first:first + len(rows)] for part in windows))
+        seen_windows(trained, detail, conditions, rows, own, settings.precision)
         points.append(window_points(data, rows, box, args.kept, settings.seed))
-    joined = [Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
-              for clouds in zip(*points, strict=True)]
-    most = max(some.z.shape[1] for some in windows)
-    even = [some._replace(z=some.z[:, torch.arange(most) % some.z.shape[1]]) for some in windows]
-    return Windows(*(torch.cat(part) for part in zip(*even, strict=True))), (joined[0], joined[1])
+        first += len(rows)
+    features, others = (Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
+                        for clouds in zip(*points, strict=True))
+    return windows, (features, others)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -160,19 +162,20 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"give as many --data as --coarse and --latents; got {len(args.data)}, {len(args.coarse)} and "
                          f"{len(args.latents)}")
     settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
-    if preset.detail is None:
-        raise ValueError(f"the preset {args.preset} has no detail")
-    trained = Upsampler.from_folder(args.init)
+    if not 1 <= args.number <= len(preset.details):
+        raise ValueError(f"the preset {args.preset} has {len(preset.details)} details; got --number {args.number}")
+    trained = Upsampler.from_folder(args.init).to(args.device)
+    if len(trained.details) not in (args.number - 1, args.number):
+        raise ValueError(f"--init has {len(trained.details)} details; number {args.number} needs those before it")
     torch.manual_seed(settings.seed)
-    model = Upsampler(trained.config, trained.noise, trained.channels, preset.detail)
+    model = Upsampler(trained.config, trained.noise, trained.channels, preset.details[:args.number])
     begin_with(model, trained)
     model.requires_grad_(False)
-    assert model.detail is not None
-    model.detail.requires_grad_(True)
-    model.to(args.device)
+    detail = cast(Detail, model.details[-1].requires_grad_(True))
+    trained.details = trained.details[:args.number - 1]
+    box = window_box(detail.config, trained.config.resolution)
     decoder, _, _ = load_decoder(args.decoder, args.device)
-    box = window_box(preset.detail, trained.config.resolution)
-    windows, points = gathered(args, model, settings, box)
+    windows, points = gathered(args, trained, detail, settings, box)
     losses = DetailLosses(windows, points, box, decoder, FitConfig(planes=preset.planes), settings, args.points)
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
     trainer.run(args.until, save_every=args.save_every)
@@ -191,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", required=True, help="the folder model/ of rodin_model.train.base")
     parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
     parser.add_argument("--output", required=True)
+    parser.add_argument("--number", type=int, default=1, help="which of the preset's details, after those before it")
     parser.add_argument("--variants", type=int, default=2, help="how often each avatar is seen from other conditions")
     parser.add_argument("--kept", type=int, default=4096, help="points of each avatar that are kept, of either kind")
     parser.add_argument("--points", type=int, default=768, help="points of each kind of an avatar in a step")

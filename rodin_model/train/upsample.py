@@ -234,7 +234,7 @@ def losses_of(args: argparse.Namespace, settings: DenoiserSettings,
 def begin_with(model: Upsampler, trained: Upsampler) -> None:
     """Give `model` the weights of a trained one, which may lack maps of places or detail: both start without effect."""
     lacking, unknown = model.load_state_dict(trained.state_dict(), strict=False)
-    if unknown or any(not name.startswith(("unet.positions", "unet.placing", "detail")) for name in lacking):
+    if unknown or any(not name.startswith(("unet.positions", "unet.placing", "details")) for name in lacking):
         raise ValueError(f"--init is another kind of upsampler: it lacks {', '.join([*lacking, *unknown])}")
 
 
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(settings.seed)
     trained = Upsampler.from_folder(args.init) if args.init else None
     model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels,
-                      trained.detail.config if trained is not None and trained.detail is not None else None)
+                      () if trained is None else trained.detail_configs())
     losses, about = losses_of(args, settings, preset)
     if trained is not None:
         begin_with(model, trained)
