@@ -54,8 +54,7 @@ def gaussian_blur(planes: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Upsampler(TriplaneDiffusion):
-    """Coarse planes and latent to fine planes; `details` are drawn on top of what the U-Net gives, one after another.
-    """
+    """Coarse planes and latent to fine planes: a U-Net, and `details` drawn on top of it, one after another."""
 
     def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int,
                  details: Sequence[DetailConfig] = ()) -> None:

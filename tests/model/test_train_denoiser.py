@@ -223,6 +223,15 @@ def test_a_run_ends_when_its_minutes_are_over(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "model" / "config.json").is_file()
 
 
+def test_all_ranks_follow_the_clock_of_the_first(tmp_path, monkeypatch) -> None:
+    trainer = DenoiserTrainer(tmp_path, make_model(), SETTINGS, losses, minutes=3.0)
+    trainer.world = 2
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: tensor.fill_(0.75 + source))
+    assert trainer.progress() == 0.75
+    trainer.minutes = None  # steps are the same everywhere, so that nothing need be said
+    assert trainer.progress() == 0.0
+
+
 def test_noisy_planes_start_from_the_networks_own_estimate() -> None:
     model, torch_rows = make_upsampler(), torch.arange(3)
     cond, z = make_point_losses().conditions(model, torch_rows, *step_randomness(0, 0))
