@@ -9,12 +9,14 @@ needs few components for them, and avatars that nobody has drawn cost millisecon
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .checkpoints import load_component, read_config, save_component
 from .config import AmortizedConfig, from_dict, to_dict
+from .diffusion import BaseDiffusion
 from .layers import zeroed
 
 
@@ -51,6 +53,25 @@ class AmortizedPlanes(nn.Module):
         self.basis = nn.Linear(config.components, texels * config.channels, bias=False)
         nn.init.normal_(self.basis.weight, std=1e-3)
         self.register_buffer("mean", torch.zeros(3, config.channels, config.resolution, config.resolution))
+
+    def set_components(self, base: BaseDiffusion) -> None:
+        """Fix the affine space to the one that `base` knows, each component scaled to the deviation of its numbers.
+
+        Nothing but h is learned then. ValueError for a base without components, or with another number or size of them.
+        """
+        if base.principal is None:
+            raise ValueError("the base diffusion has no principal components for planes to lie in")
+        size, channels, components = self.config.resolution, self.config.channels, self.config.components
+        shape = (*base.mean.shape[1:], len(base.principal.variance))
+        if shape != (channels, size, size, components):
+            raise ValueError(f"the base diffusion has {shape[3]} components of {shape[0]} channels of {shape[1]}^2; "
+                             f"needed are {components} of {channels} of {size}^2")
+        span = (base.principal.span() * base.principal.variance.sqrt()).T.unflatten(1, base.mean.shape) * base.std
+        with torch.no_grad():
+            self.basis.weight.copy_(span.permute(1, 3, 4, 2, 0).reshape(self.basis.weight.shape))
+            self.mean.copy_(base.mean)
+        self.basis.requires_grad_(False)
+        zeroed(cast(nn.Linear, self.head[1]))
 
     def forward(self, description: Tensor) -> Tensor:
         """[B, D] -> [B, 3, C, R, R]."""

@@ -124,8 +124,8 @@ class DetailConfig:
     corner: tuple[int, int, int] = (40, 44, 62)
     patch: int = 1
     maps: int = 24
-    width: int = 64
-    layers: int = 4
+    width: int = 80
+    layers: int = 5
     embedding: int = 192
     border: int = 4
 
@@ -211,7 +211,7 @@ PRESETS: dict[str, Preset] = {
         principal=PrincipalConfig(),
         refiner=RefinerConfig(),
         details=(DetailConfig(),
-                 DetailConfig(window=128, corner=(0, 0, 0), patch=2, maps=16, border=0)),
+                 DetailConfig(window=128, corner=(0, 0, 0), patch=2, maps=12, width=112, border=0)),
     ),
     "rodin": Preset(
         planes=PlanesConfig(channels=32, resolution=256, coarse_resolution=64),

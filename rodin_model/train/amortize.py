@@ -2,7 +2,8 @@
 
 It stands in the place of `rodin_model.train.fit coarse` where the data set knows what its avatars are: the same frozen
 decoder, the same losses on the same points, but the planes of every avatar come from one network, and so do those of
-avatars without pictures or points (`--imagined`). Resumable; `--planes` then writes planes as `fit coarse` does.
+avatars without pictures or points (`--imagined`). `--within` seeks the planes among those that a trained base diffusion
+knows. Resumable; `--planes` then writes planes as `fit coarse` does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rodin_model.avatars.attributes import SHAPE, VECTOR_SIZE, Attributes
 from rodin_model.avatars.dataset import AvatarDataset, imagined_avatars
 from rodin_model.config import PRESETS, AmortizedConfig
 from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import BaseDiffusion
 from rodin_model.fit import FitConfig, coarse_start, decode_points, plane_loss, point_loss
 from rodin_model.fit_data import Cloud, draw_points, load_clouds
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, draw_keys, step_randomness
@@ -102,9 +104,15 @@ def run(args: argparse.Namespace) -> None:
     decoder, mean, _ = load_decoder(args.decoder, args.device)
     config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
     torch.manual_seed(settings.seed)
+    within = BaseDiffusion.from_folder(args.within) if args.within else None
+    known_components = None if within is None or within.principal is None else within.principal.config.components
     model = AmortizedPlanes(AmortizedConfig(DESCRIPTION_SIZE, preset.planes.coarse_resolution, preset.planes.channels,
-                                            args.width, args.blocks))
-    model.mean.copy_(coarse_start(mean, preset.planes.coarse_resolution))
+                                            args.width, args.blocks,
+                                            known_components or AmortizedConfig.components))
+    if within is not None:
+        model.set_components(within)
+    else:
+        model.mean.copy_(coarse_start(mean, preset.planes.coarse_resolution))
     known, cloud = descriptions(avatars).to(args.device), Cloud(*(part.to(args.device) for part in cloud))
     losses = AmortizedLosses(cloud, known, decoder, config, args.points, settings)
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
@@ -133,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=2048, help="points of each avatar in a step")
     parser.add_argument("--width", type=int, default=AmortizedConfig.width, help="of the function's hidden layers")
     parser.add_argument("--blocks", type=int, default=AmortizedConfig.blocks, help="of two layers each")
+    parser.add_argument("--within", help="folder of a base diffusion: seek the planes in its principal components")
     parser.add_argument("--planes", help="folder for the planes of the first data set, as fit coarse writes them")
     add_imagined(parser)
     parser.add_argument("--device", default="cpu")

@@ -6,7 +6,8 @@ makes avatars, fits their planes, trains towers, prior, diffusions, upsampler, r
 together in `<output>/model` (the refiner, which is optional, stays apart). Each stage is one of the commands of
 `rodin_model.train` in a process of its own, with a log in `<output>/logs`; stages that do not need each other share the
 device. `--minutes` bounds the training stages by the clock, each by its share; the making of data comes on top. The
-same command goes on where it stopped: what is finished is not made again.
+same command goes on where it stopped: what is finished is not made again. With `--onward` towers, prior and base
+diffusion stay those of `--start`, and all of the minutes go to the upsampler and its details.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from pathlib import Path
 from rodin_model.files import write_bytes
 
 #: Shares of `--minutes`. The longest way through the stages adds up to 1.
-SHARES = {"amortize": 0.30, "towers": 0.24, "reader": 0.60, "prior": 0.30, "principal": 0.22, "base": 0.14,
-          "coarse-upsampler": 0.36, "upsampler": 0.20, "detail": 0.14, "pairs": 0.14, "refiner": 0.20}
+SHARES = {"amortize": 0.24, "towers": 0.20, "reader": 0.60, "prior": 0.30, "principal": 0.16, "base": 0.10,
+          "coarse-upsampler": 0.26, "upsampler": 0.14, "face": 0.14, "head": 0.22, "pairs": 0.14, "refiner": 0.20}
+#: The same with `--onward`.
+ONWARD = {"amortize": 0.12, "upsampler": 0.18, "face": 0.27, "head": 0.43}
 
 
 @dataclass(frozen=True)
@@ -51,73 +54,120 @@ class Plan:
     captioned: int
     workers: int
     precision: str
+    onward: bool = False
 
     def stages(self) -> list[Stage]:
         """All stages, each after those that it needs."""
-        data, planes, pairs = (self.output / name for name in ("data", "planes", "pairs"))
-        latents = self.output / "latents.safetensors"
-        start, decoder, towers = self.start, ("--decoder", str(self.start / "decoder")), self.output / "towers"
-        imagined = ("--imagined", str(self.imagined))
-        diffusion = ("--coarse", str(planes), "--latents", str(latents), "--text-share", "0.4")
-        points = ("--data", str(data), *decoder, "--batch", "24", "--points", "8192", "--rays", "768",
-                  "--image-weight", "40")
+        return self._onward() if self.onward else self._anew()
+
+    def _anew(self) -> list[Stage]:
+        """The whole model."""
+        out, start = self.output, self.start
+        towers, pairs, planes = out / "towers", out / "pairs", out / "planes"
         return [
-            Stage("data", "rodin_model.avatars.dataset",
-                  ("--output", str(data), "--count", str(self.avatars), "--seed", "0", "--views", "6",
-                   "--device", self.device, "--workers", str(self.workers))),
+            self._data(6),
             self._trained("prior", "prior", ("--towers", str(start / "towers"), "--words", str(self.captioned),
                                              "--workers", str(self.workers), "--batch", "1024"), ("data",)),
-            self._trained("reader", "reader", ("--data", str(data), "--remember", str(data), "--batch", "384",
-                                               "--learning-rate", "3e-3", "--average", "0.999"), ("data",)),
+            self._trained("reader", "reader", ("--data", str(out / "data"), "--remember", str(out / "data"), "--batch",
+                                               "384", "--learning-rate", "3e-3", "--average", "0.999"), ("data",)),
             self._trained("towers", "towers",
-                          ("--around", "--data", str(data), "--start", str(start / "towers"), "--image-batch", "256",
-                           "--front-share", "0.3", "--learning-rate", "1e-3", "--workers", str(self.workers)),
+                          ("--around", "--data", str(out / "data"), "--start", str(start / "towers"), "--image-batch",
+                           "256", "--front-share", "0.3", "--learning-rate", "1e-3", "--workers", str(self.workers)),
                           ("data",)),
-            self._trained("amortize", "amortize", ("--data", str(data), *decoder, "--planes", str(planes), *imagined,
-                                                   "--batch", "128", "--width", "1024"), ("data",)),
-            Stage("latents", "rodin_model.train.latents",
-                  ("--data", str(data), "--towers", str(towers), "--output", str(latents), "--views", "6",
-                   "--captions", "6", "--full", "0.7", *imagined, "--device", self.device,
-                   "--workers", str(self.workers)), ("towers",)),
-            self._trained("principal", "principal", (*diffusion, "--pictured", "0.4", "--batch", "4096",
+            self._amortized("--imagined", str(self.imagined)),
+            self._latents(towers, ("towers",), "--views", "6", "--captions", "6", "--full", "0.7",
+                          "--imagined", str(self.imagined)),
+            self._trained("principal", "principal", (*self._known(), "--pictured", "0.4", "--batch", "4096",
                                                      "--ema", "0.9995", "--precision", "fp32"),
                           ("amortize", "latents")),
-            self._trained("base", "base", (*diffusion, "--principal", str(self.output / "principal" / "model"),
+            self._trained("base", "base", (*self._known(), "--principal", str(out / "principal" / "model"),
                                            "--batch", "192", "--precision", self.precision), ("principal",)),
-            self._trained("coarse-upsampler", "upsample", (*diffusion[:4], *points, "--precision", self.precision,
-                                                          "--average", str(start / "upsampler")),
-                          ("amortize", "latents")),
-            self._trained("upsampler", "upsample",
-                          (*diffusion[:4], *points, "--precision", self.precision, "--learning-rate", "2e-4",
-                           "--base", str(self.output / "base" / "model"),
-                           "--init", str(self.output / "coarse-upsampler" / "model")), ("base", "coarse-upsampler")),
-            self._trained("detail", "detail",
-                          ("--data", str(data), *diffusion[:4], *decoder, "--base", str(self.output / "base" / "model"),
-                           "--init", str(self.output / "upsampler" / "model"), "--batch", "128", "--kept", "2048",
-                           "--precision", self.precision), ("upsampler",)),
+            self._upsampler("coarse-upsampler", ("amortize", "latents"), "--average", str(start / "upsampler")),
+            self._upsampler("upsampler", ("base", "coarse-upsampler"), "--learning-rate", "2e-4",
+                            "--base", str(out / "base" / "model"), "--init", str(out / "coarse-upsampler" / "model")),
+            *self._details(out / "base" / "model"),
             self._together("draft", "coarse-upsampler"),
-            self._together("model", "detail"),
+            self._together("model", "head"),
             Stage("pairs", "rodin_model.train.pairs",
-                  ("--coarse", str(planes), "--model", str(self.output / "draft"), "--output", str(pairs),
+                  ("--coarse", str(planes), "--model", str(out / "draft"), "--output", str(pairs),
                    "--views", "3", "--size", "256", "--avatars", str(min(240, self.avatars)), "--device", self.device,
                    "--minutes", f"{self.minutes * SHARES['pairs']:.3f}"), ("draft",)),
             self._trained("refiner", "refine", ("--pairs", str(pairs), "--towers", str(towers), "--batch", "24",
                                                 "--patch", "96"), ("pairs",)),
         ]
 
+    def _onward(self) -> list[Stage]:
+        """What comes after the base diffusion, with the base diffusion of `start`; full captions, as its prior's."""
+        base = self.start / "base"
+        return [
+            self._data(3),
+            self._amortized("--within", str(base)),
+            self._latents(self.start / "towers", ("data",), "--views", "3", "--captions", "4", "--full", "1"),
+            self._upsampler("upsampler", ("amortize", "latents"), "--learning-rate", "2e-4", "--base", str(base),
+                            "--init", str(self.start / "upsampler")),
+            *self._details(base),
+            self._together("model", "head"),
+        ]
+
+    def _data(self, views: int) -> Stage:
+        return Stage("data", "rodin_model.avatars.dataset",
+                     ("--output", str(self.output / "data"), "--count", str(self.avatars), "--seed", "0",
+                      "--views", str(views), "--device", self.device, "--workers", str(self.workers)))
+
+    def _decoder(self) -> tuple[str, str]:
+        return "--decoder", str(self.start / "decoder")
+
+    def _known(self) -> tuple[str, ...]:
+        """What a diffusion learns from."""
+        return ("--coarse", str(self.output / "planes"), "--latents", str(self.output / "latents.safetensors"),
+                "--text-share", "0.4")
+
+    def _amortized(self, *more: str) -> Stage:
+        return self._trained("amortize", "amortize",
+                             ("--data", str(self.output / "data"), *self._decoder(), "--planes",
+                              str(self.output / "planes"), "--batch", "128", "--width", "1024", *more), ("data",))
+
+    def _latents(self, towers: Path, after: tuple[str, ...], *more: str) -> Stage:
+        return Stage("latents", "rodin_model.train.latents",
+                     ("--data", str(self.output / "data"), "--towers", str(towers),
+                      "--output", str(self.output / "latents.safetensors"), "--device", self.device,
+                      "--workers", str(self.workers), *more), after)
+
+    def _upsampler(self, name: str, after: tuple[str, ...], *more: str) -> Stage:
+        return self._trained(name, "upsample",
+                             (*self._known()[:4], "--data", str(self.output / "data"), *self._decoder(),
+                              "--batch", "24", "--points", "8192", "--rays", "768", "--image-weight", "40",
+                              "--precision", self.precision, *more), after)
+
+    def _details(self, base: Path) -> list[Stage]:
+        """The face, then the whole head, each on what is drawn before it."""
+        stages, before = [], "upsampler"
+        for number, (name, batch, variants, points) in enumerate((("face", 256, 2, 768), ("head", 64, 1, 1536)), 1):
+            stages.append(self._trained(
+                name, "detail", ("--number", str(number), "--data", str(self.output / "data"), *self._known()[:4],
+                                 *self._decoder(), "--base", str(base),
+                                 "--init", str(self.output / before / "model"), "--batch", str(batch),
+                                 "--variants", str(variants), "--points", str(points), "--kept", "2048",
+                                 "--precision", self.precision), (before,)))
+            before = name
+        return stages
+
     def _together(self, name: str, upsampler: str) -> Stage:
-        """A whole model with one of the two upsamplers; the draft is what the refiner learns to repair."""
-        parts = {"towers": self.output / "towers", "prior": self.output / "prior", "decoder": self.start / "decoder",
-                 "base": self.output / "base" / "model", "upsampler": self.output / upsampler / "model"}
+        """A whole model with one of the upsamplers; the draft is what the refiner learns to repair."""
+        out = self.output
+        made = {"towers": out / "towers", "prior": out / "prior", "base": out / "base" / "model"}
+        parts = {name: self.start / name if self.onward else folder for name, folder in made.items()}
+        parts |= {"decoder": self.start / "decoder", "upsampler": out / upsampler / "model"}
         folders = (word for part, folder in parts.items() for word in (f"--{part}", str(folder)))
         return Stage(name, "rodin_model.train.assemble",
                      (*folders, "--output", str(self.output / name), "--text-prior", "--steps", "20",
                       "--guidance", "1.5", "--guidance-stop", "0.4", "--prior-scale", "2", "--upsampler-steps", "1"),
-                     ("prior", "base", upsampler))
+                     (upsampler,) if self.onward else ("prior", "base", upsampler))
 
     def _trained(self, name: str, verb: str, arguments: tuple[str, ...], after: tuple[str, ...]) -> Stage:
         """A training stage: as many steps as its share of the minutes allows."""
-        bounds = ("--steps", "1000000", "--minutes", f"{self.minutes * SHARES[name]:.3f}", "--device", self.device)
+        share = (ONWARD if self.onward else SHARES)[name]
+        bounds = ("--steps", "1000000", "--minutes", f"{self.minutes * share:.3f}", "--device", self.device)
         rarely = () if verb == "prior" else ("--save-every", "20000")
         output = ("--output", str(self.output / name))
         return Stage(name, f"rodin_model.train.{verb}", (*output, *arguments, *bounds, *rarely), after)
@@ -179,10 +229,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--captioned", type=int, default=40000, help="avatars whose captions teach the latent prior")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--onward", action="store_true",
+                        help="keep towers, prior and base diffusion of --start; train the upsampler and its details")
     parser.add_argument("--only", help="run these stages alone, names with commas between")
     args = parser.parse_args(arguments)
     plan = Plan(args.output, args.start, args.device, args.minutes, args.avatars, args.imagined, args.captioned,
-                args.workers, args.precision)
+                args.workers, args.precision, args.onward)
     stages = plan.stages()
     try:
         if args.minutes <= 0:

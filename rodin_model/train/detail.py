@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from rodin_model.detail import Detail
 from rodin_model.diffusion import BaseDiffusion
 from rodin_model.fit import FitConfig, decode_points, point_loss
 from rodin_model.fit_data import FEATURES, Box, Cloud, draw_inside, read_cloud
+from rodin_model.noise import beside
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
 from rodin_model.train.resume import add_settings, settings_of
@@ -57,12 +57,13 @@ def window_box(config: DetailConfig, resolution: int) -> Box:
 
 @torch.no_grad()
 def seen_windows(model: Upsampler, detail: Detail, conditions: Conditions, rows: Sequence[int], windows: Windows,
-                 precision: str, batch: int = 8) -> None:
+                 precision: str, batch: int | None = None) -> None:
     """Fill `windows` with what `model` draws where `detail` will add to it, of the avatars in `rows` of the conditions.
 
-    Each variant is told something else of them.
+    Each variant is told something else of them. `batch` avatars at a time; what keeps the device busy if left out.
     """
     device = model.mean.device
+    batch = batch or (8 if device.type == "cpu" else 64)
     bar = tqdm(total=windows.planes[:, :, 0, 0, 0, 0].numel(), disable=None, desc="windows")
     for variant in range(windows.planes.shape[1]):
         for start in range(0, len(rows), batch):
@@ -82,14 +83,15 @@ def seen_windows(model: Upsampler, detail: Detail, conditions: Conditions, rows:
     windows.z[:] = z[:, torch.arange(windows.z.shape[1]) % z.shape[1]]
 
 
-def window_points(folder: str, rows: Sequence[int], box: Box, count: int, seed: int) -> tuple[Cloud, Cloud]:
+def window_points(folder: str, rows: Sequence[int], box: Box, count: int, seed: int,
+                  device: torch.device | str = "cpu") -> tuple[Cloud, Cloud]:
     """`count` points of each avatar in `rows` of a data set: on brows, eyes, nose and mouth, and all over `box`."""
     near: tuple[list[Cloud], list[Cloud]] = ([], [])
     wanted, first = set(rows), 0
     for shard in shard_paths(folder):
         cloud = read_cloud(shard)
         own = [row for row in range(first, first + len(cloud.points)) if row in wanted]
-        some = Cloud(*(part[[row - first for row in own]] for part in cloud))
+        some = Cloud(*(part[[row - first for row in own]].to(device) for part in cloud))
         inside = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, FEATURES, strict=True))
         for place, where, reach in zip(near, (inside, box), REACH, strict=True):
             place.append(draw_inside(some, where, reach, count, [(seed, row) for row in own]))
@@ -109,23 +111,23 @@ class DetailLosses:
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         detail, device = cast(Detail, model.details[-1]), model.mean.device
-        rng, _ = step_randomness(self.settings.seed, step)
+        _, generator = step_randomness(self.settings.seed, step, device)
         shape = (*self.windows.planes.shape[:2], self.windows.z.shape[1])
-        rows, seen, told = (torch.from_numpy(rng.integers(0, n, self.settings.batch)).to(device) for n in shape)
+        rows, seen, told = (torch.randint(n, (self.settings.batch,), **beside(generator)) for n in shape)
         planes, cond = (part[rows, seen].float() for part in self.windows[:2])
         z = self.windows.z[rows, told].float()
         planes = planes + detail.within(planes, cond, z).float()
         planes = planes * model.std + detail.cut(model.mean[None])
-        drawn = Cloud(*(torch.cat(parts, 1) for parts in zip(*(self._draw(cloud, rows, rng) for cloud in self.points),
-                                                             strict=True)))
+        clouds = (self._draw(cloud, rows, generator) for cloud in self.points)
+        drawn = Cloud(*(torch.cat(parts, 1) for parts in zip(*clouds, strict=True)))
         with torch.autocast(device.type, enabled=False):
             # the windows are planes of their own, whose box is a part of the avatar's
             inside = (drawn.points - self.low) / (self.high - self.low) * 2 - 1
             decoded = decode_points(planes, inside, self.decoder, self.config)
             return {"points": point_loss(*decoded, drawn, self.config.losses).mean()}
 
-    def _draw(self, cloud: Cloud, rows: Tensor, rng: np.random.Generator) -> Cloud:
-        index = torch.from_numpy(rng.integers(0, cloud.points.shape[1], (len(rows), self.count))).to(rows.device)
+    def _draw(self, cloud: Cloud, rows: Tensor, generator: torch.Generator) -> Cloud:
+        index = torch.randint(cloud.points.shape[1], (len(rows), self.count), **beside(generator))
         points, distance, color = (part[rows[:, None], index] for part in cloud)
         return Cloud(points.float(), distance.float(), color.float() / 255)
 
@@ -149,7 +151,7 @@ def gathered(args: argparse.Namespace, trained: Upsampler, detail: Detail, setti
                                 (about[0].to(args.device), about[1].to(args.device)), base)
         own = Windows(*(part[first:first + len(rows)] for part in windows))
         seen_windows(trained, detail, conditions, rows, own, settings.precision)
-        points.append(window_points(data, rows, box, args.kept, settings.seed))
+        points.append(window_points(data, rows, box, args.kept, settings.seed, args.device))
         first += len(rows)
     features, others = (Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
                         for clouds in zip(*points, strict=True))

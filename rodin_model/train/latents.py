@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rodin_model import checkpoints
-from rodin_model.avatars.dataset import SEED_STEP, AvatarDataset
+from rodin_model.avatars.dataset import SEED_STEP, AvatarDataset, shard_paths
 from rodin_model.conditioning import Conditioner, TowerConditioner
+from rodin_model.fit_data import read_views
 from rodin_model.train.resume import add_imagined
 from rodin_model.train.words import encode_words
 
@@ -72,10 +73,14 @@ class Latents:
 
 
 @torch.no_grad()
-def encode_pictures(data: AvatarDataset, conditioner: Conditioner, views: int) -> Tensor:
-    """z float16 [N, views, 512] of the first `views` views, on white, of every avatar of a data set."""
-    return torch.stack([conditioner.encode_image(data.images(i)[:views].permute(0, 3, 1, 2)).half().cpu()
-                        for i in tqdm(range(len(data)), disable=None, desc="pictures")])
+def encode_pictures(folder: str | Path, conditioner: Conditioner, views: int) -> Tensor:
+    """z float16 [N, views, 512] of the first `views` views, on white, of every avatar of the data set in `folder`."""
+    encoded = []
+    for shard in tqdm(shard_paths(folder), disable=None, desc="pictures"):
+        rgb = read_views(shard).rgb[:, :views]
+        z = conditioner.encode_image(rgb.flatten(0, 1).permute(0, 3, 1, 2).float() / 255)
+        encoded.append(z.half().cpu().unflatten(0, rgb.shape[:2]))
+    return torch.cat(encoded)
 
 
 def encode_data(args: argparse.Namespace) -> Latents:
@@ -86,7 +91,8 @@ def encode_data(args: argparse.Namespace) -> Latents:
                *(args.imagined_seed * SEED_STEP + number for number in range(args.imagined))]
     words = encode_words(args.towers, avatars, (1.0,) * full + (None,) * (args.captions - full),
                          device=args.device, workers=args.workers)
-    return Latents(encode_pictures(data, TowerConditioner.from_folder(args.towers).to(args.device), args.views), words)
+    conditioner = TowerConditioner.from_folder(args.towers).to(args.device)
+    return Latents(encode_pictures(args.data, conditioner, args.views), words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,8 +10,9 @@ from rodin_model import checkpoints
 from rodin_model.amortized import AmortizedPlanes
 from rodin_model.avatars.attributes import CHOICES, SHAPE, VECTOR_SIZE, sample_attributes
 from rodin_model.avatars.dataset import Recipe, build, imagined_avatars
-from rodin_model.config import AmortizedConfig
+from rodin_model.config import AmortizedConfig, NoiseConfig, PrincipalConfig, UNetConfig
 from rodin_model.decoder import new_decoder, save_decoder
+from rodin_model.diffusion import BaseDiffusion
 from rodin_model.fit import FitConfig, conventions
 from rodin_model.fit_data import FACE, FAR, FEATURES, draw_points, load_clouds
 from rodin_model.train import amortize as command
@@ -84,6 +85,36 @@ def test_the_command_learns_resumes_and_writes_planes(tmp_path, data, decoder) -
         assert torch.equal(a, b)
     known = command.descriptions(imagined_avatars(20, 2))
     assert torch.allclose(trained(known), planes[3:].float(), atol=2e-3)
+
+
+def make_base(components: int = 3) -> BaseDiffusion:
+    unet = UNetConfig(resolution=4, in_channels=2, out_channels=2, channels=8, channel_mult=(1,), blocks=(1,),
+                      embedding=8, groups=4)
+    base = BaseDiffusion(unet, NoiseConfig(steps=10), 2, PrincipalConfig(components, 4, 8, 1, 8))
+    base.set_statistics(torch.randn(3, 2, 4, 4), torch.rand(3, 2, 1, 1) + 0.5)
+    directions = torch.linalg.qr(torch.randn(96, components))[0].T.reshape(components, 3, 2, 4, 4)
+    base.principal.set_components(directions, torch.tensor([4.0, 1.0, 0.25])[:components], torch.tensor(0.01))
+    return base
+
+
+def test_planes_can_be_kept_to_what_a_base_diffusion_knows() -> None:
+    torch.manual_seed(0)
+    base, model = make_base(), AmortizedPlanes(SMALL)
+    model.set_components(base)
+    known = torch.randn(6, 5)
+    assert torch.equal(model(known), base.mean.expand(6, -1, -1, -1, -1))  # begins at the average avatar
+    torch.nn.init.normal_(model.head[1].weight)
+    numbers = base.principal.numbers(base.normalize(model(known)))
+    assert torch.allclose(numbers, model.head(model.blocks[0](model.stem(known))) * torch.tensor([2.0, 1.0, 0.5]),
+                          atol=1e-4)
+    assert not model.basis.weight.requires_grad
+    for wrong, words in ((make_base(2), "has 2 components of 2 channels of 4"), (plain_base(), "has no principal")):
+        with pytest.raises(ValueError, match=words):
+            model.set_components(wrong)
+
+
+def plain_base() -> BaseDiffusion:
+    return BaseDiffusion(make_base().config, NoiseConfig(steps=10), 2)
 
 
 def test_training_lowers_the_loss(data) -> None:

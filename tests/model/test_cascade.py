@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rodin_model.train import cascade
-from rodin_model.train.cascade import SHARES, Plan, Stage, run
+from rodin_model.train.cascade import ONWARD, SHARES, Plan, Stage, run
 
 PLAN = Plan(Path("out"), Path("start"), "cpu", 6.0, 32, 64, 64, 2, "fp32")
+PLANS = pytest.mark.parametrize(("plan", "shares"), [(PLAN, SHARES), (replace(PLAN, onward=True), ONWARD)],
+                                ids=["anew", "onward"])
 
 
-def test_every_stage_comes_after_what_it_needs() -> None:
+@PLANS
+def test_every_stage_comes_after_what_it_needs(plan: Plan, shares: dict[str, float]) -> None:
     seen: set[str] = set()
-    for stage in PLAN.stages():
+    for stage in plan.stages():
         assert set(stage.after) <= seen, stage.name
         seen.add(stage.name)
-    assert set(SHARES) < seen and {"draft", "model"} < seen
+    assert set(shares) < seen and "model" in seen and ("draft" in seen) is not plan.onward
 
 
-def test_the_longest_way_takes_the_minutes_that_were_asked_for() -> None:
+@PLANS
+def test_the_longest_way_takes_the_minutes_that_were_asked_for(plan: Plan, shares: dict[str, float]) -> None:
     ends: dict[str, float] = {}
-    for stage in PLAN.stages():
-        ends[stage.name] = SHARES.get(stage.name, 0.0) + max([0.0, *(ends[name] for name in stage.after)])
+    for stage in plan.stages():
+        ends[stage.name] = shares.get(stage.name, 0.0) + max([0.0, *(ends[name] for name in stage.after)])
     assert max(ends.values()) == pytest.approx(1.0, abs=0.1)
 
 
-def test_every_stage_is_a_command_that_knows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_onward_begins_with_what_stays() -> None:
+    stages = {stage.name: " ".join(stage.arguments) for stage in replace(PLAN, onward=True).stages()}
+    assert "--within start/base" in stages["amortize"] and "--towers start/towers" in stages["latents"]
+    assert "--init start/upsampler" in stages["upsampler"] and "--base start/base" in stages["upsampler"]
+    assert "--init out/face/model" in stages["head"] and "--number 2" in stages["head"]
+    assert "--base start/base" in stages["model"] and "--upsampler out/head/model" in stages["model"]
+
+
+@PLANS
+def test_every_stage_is_a_command_that_knows_its_options(plan: Plan, shares: dict[str, float],
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
     import importlib
 
-    for stage in PLAN.stages():
+    for stage in plan.stages():
         module = importlib.import_module(stage.module)
         with pytest.raises(SystemExit) as stopped:
             module.main([*stage.arguments, "--help"])
