@@ -1,7 +1,7 @@
 """How an avatar is edited: the way of its own noise is walked again with another z, and only the part that the words
 point to is taken over.
 
-Three pieces: `invert` finds the noise of planes that came without one, `changed` walks from noise to coarse planes
+`spoken` says in words what an edit changes. Three more pieces: `invert` finds the noise of planes that came without one, `changed` walks from noise to coarse planes
 under two latents, and `composed` puts a part of one avatar into another.
 """
 
@@ -15,16 +15,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rodin_kernels import sample_triplane
+from rodin_model.avatars.captions import phrase
+from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.diffusion import Progress, TriplaneDiffusion, sample_noise
 from rodin_model.noise import make_scheduler
-from rodin_model.regions import region
+from rodin_model.regions import named_attributes, region
 from rodin_model.seeds import stage_generator
 from rodin_model.triplane import Avatar
 
+#: The words that an edit starts from, where nothing better is known.
+NEUTRAL = "a person"
 #: Solid points at which two avatars are compared for each texel of one plane, and steps of conjugate gradients.
 PER_TEXEL, STEPS = 4, 20
 #: The density from which on a point is solid, and the weight of an empty point.
 SOLID, EMPTY = 1.0, 0.5
+
+
+def spoken(conditioner: Conditioner, z: Tensor, text: str) -> tuple[str, str]:
+    """Words for what an avatar of z [512] is before an edit and after it, in whatever `text` names.
+
+    A conditioner that can read z back (`read_attributes`) knows what is to go: "a person, gray hair" becomes "a person,
+    blonde hair", and nothing of the gray stays in between. Where it cannot, or the text names nothing known, the avatar
+    is "a person" before.
+    """
+    names = sorted(named_attributes(text))
+    if not names or not isinstance(conditioner, TowerConditioner):
+        return NEUTRAL, f"{NEUTRAL}, {text}"
+    now = conditioner.read_attributes(z[None])[0]
+    return ", ".join([NEUTRAL, *(phrase(name, now[name]) for name in names)]), f"{NEUTRAL}, {text}"
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.config import LATENT_SIZE, from_dict
 from rodin_model.decoder import load_decoder, save_decoder
 from rodin_model.diffusion import BaseDiffusion, Progress
-from rodin_model.editing import changed, comparable, composed, noise_between, noise_of, seed_of, slerp
+from rodin_model.editing import changed, comparable, composed, noise_between, noise_of, seed_of, slerp, spoken
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
 from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
@@ -40,8 +40,6 @@ T = TypeVar("T")
 
 #: Pixels at which candidates are looked at.
 LOOK_SIZE = 128
-#: The words that an edit starts from, where the caller gives none.
-NEUTRAL = "a person"
 
 #: Called after every denoising step with (pipeline, steps done in this stage, "base" or "upsampler", {"planes": ...}).
 StepCallback = Callable[["RodinPipeline", int, str, dict[str, Tensor]], None]
@@ -187,7 +185,8 @@ class RodinPipeline:
 
             z' = |z| normalize(z + strength (z(text) - z(source)))      (after Rodin, section 3.5)
 
-        `source` says what is to become of `text` ("black hair"); without it, both are said of "a person". The noise of
+        `source` says what `text` is to replace ("black hair"); without it, that is read from the avatar's z where `text`
+        names something known and the conditioner can (`editing.spoken`), and both are said of "a person". The noise of
         the avatar stays, and with it the person: its seed if it knows one, else the noise that `invert` finds for its
         planes, its z being looked up in its front picture. Only the part of the head that the words point to is changed
         (`rodin_model.regions`), everything if they point nowhere. Several edits follow one another. A strength of 0
@@ -196,7 +195,8 @@ class RodinPipeline:
         text = check_prompt(text, "the edit")
         strength = self.index.edit_strength if strength is None else strength
         z = self._latent_of(avatar)
-        start, target = (NEUTRAL, f"{NEUTRAL}, {text}") if source is None else (check_prompt(source, "source"), text)
+        start, target = (spoken(self.conditioner, z, text) if source is None
+                         else (check_prompt(source, "source"), text))
         moved = z + strength * (self._encode_text(target)[0] - self._encode_text(start)[0])
         moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
         settings = self._settings(num_inference_steps, guidance_scale, guidance_stop, upsampler_steps, avatar.metadata)

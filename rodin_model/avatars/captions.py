@@ -27,6 +27,8 @@ _SALIENCE = {
     "lips": 0.6, "expression": 3.0, "hair_style": 6.0, "hair_color": 5.0, "facial_hair": 4.0, "glasses": 3.5,
     "hat": 3.5, "earrings": 1.5, "headphones": 2.5, "makeup": 1.5, "clothing": 4.0, "clothing_color": 3.5,
 }
+#: What the attributes that are colours belong to.
+_COLORED = {"hair_color": "hair", "eye_color": "eyes", "clothing_color": "clothes"}
 _PRONOUNS = {"woman": ("she", "her", "has", "is"), "man": ("he", "his", "has", "is"),
              "": ("they", "their", "have", "are")}
 
@@ -90,6 +92,20 @@ class _Draft:
         sense = self.sense(name, "tint")
         self.label(name, sense.accepts)
         return self.pick(sense.tint)
+
+
+def phrase(name: str, value: str) -> str:
+    """The plainest words for one value of an attribute, such as "a short beard" or "gray hair".
+
+    ValueError for what no words mean alone, as the genders, whose words are nouns.
+    """
+    found = next((sense for sense in SENSES.get(name, ()) if sense.accepts == (value,)), None)
+    if found is None:
+        raise ValueError(f"there are no words for {name} {value!r}")
+    if name in _COLORED:
+        return f"{found.tint[0]} {_COLORED[name]}"
+    first = (found.np or found.wear or found.state or found.adj)[0]
+    return tidy(first.replace("{c}", " ").replace("{p}", "their"))
 
 
 def tidy(text: str) -> str:

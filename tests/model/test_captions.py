@@ -11,7 +11,7 @@ import pytest
 
 import rodin_model
 from rodin_model.avatars.attributes import CHOICES, sample_attributes
-from rodin_model.avatars.captions import SENSES, caption, caption_with_labels, tidy, visible_attributes
+from rodin_model.avatars.captions import SENSES, caption, caption_with_labels, phrase, tidy, visible_attributes
 from rodin_model.avatars.subjects import NOUNS
 
 PHRASINGS = json.loads((Path(rodin_model.__file__).parent / "evaluation" / "phrasings.json").read_text("utf-8"))
@@ -126,3 +126,12 @@ def test_phrasings_are_in_no_caption_and_hold_words_that_none_uses() -> None:
         total += len(runs)
     assert len(strangers) >= 40
     assert fresh / total > 0.8
+
+
+def test_every_value_but_genders_has_plain_words() -> None:
+    said = {name: [phrase(name, value) for value in CHOICES[name]] for name in SENSES}
+    assert all(len(set(words)) == len(words) for words in said.values())
+    assert said["hair_color"][0] == "black hair" and "a smile" in said["expression"]
+    assert not any(mark in words for some in said.values() for words in some for mark in "{}|")
+    with pytest.raises(ValueError, match="no words for gender 'man'"):
+        phrase("gender", "man")
