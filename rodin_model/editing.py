@@ -1,8 +1,8 @@
 """How an avatar is edited: the way of its own noise is walked again with another z, and only the part that the words
 point to is taken over.
 
-`spoken` says in words what an edit changes. Three more pieces: `invert` finds the noise of planes that came without one, `changed` walks from noise to coarse planes
-under two latents, and `composed` puts a part of one avatar into another.
+Four pieces: `spoken` says in words what changes, `invert` finds the noise of planes that came without one, `changed`
+walks from noise to coarse planes under two latents, and `composed` puts a part of one avatar into another.
 """
 
 from __future__ import annotations

@@ -185,12 +185,12 @@ class RodinPipeline:
 
             z' = |z| normalize(z + strength (z(text) - z(source)))      (after Rodin, section 3.5)
 
-        `source` says what `text` is to replace ("black hair"); without it, that is read from the avatar's z where `text`
-        names something known and the conditioner can (`editing.spoken`), and both are said of "a person". The noise of
-        the avatar stays, and with it the person: its seed if it knows one, else the noise that `invert` finds for its
-        planes, its z being looked up in its front picture. Only the part of the head that the words point to is changed
-        (`rodin_model.regions`), everything if they point nowhere. Several edits follow one another. A strength of 0
-        changes nothing. Raises ValueError for an empty text, TypeError for what is no text.
+        `source` says what `text` is to replace ("black hair"); without it, that is read from the avatar's z if `text`
+        names something known and the conditioner can do so (`editing.spoken`); both are said of "a person" then. The
+        avatar's noise stays, and with it the person: its seed if it knows one, else the noise that `invert` finds for
+        its planes, its z being looked up in its front picture. Only the part of the head that the words point to is
+        changed (`rodin_model.regions`), everything if they point nowhere. Several edits follow one another. A strength
+        of 0 changes nothing. Raises ValueError for an empty text, TypeError for what is no text.
         """
         text = check_prompt(text, "the edit")
         strength = self.index.edit_strength if strength is None else strength

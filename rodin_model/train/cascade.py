@@ -26,9 +26,10 @@ from rodin_model.files import write_bytes
 
 #: Shares of `--minutes`. The longest way through the stages adds up to 1.
 SHARES = {"amortize": 0.24, "towers": 0.20, "reader": 0.60, "prior": 0.30, "principal": 0.16, "base": 0.10,
-          "coarse-upsampler": 0.26, "upsampler": 0.14, "face": 0.14, "head": 0.22, "pairs": 0.14, "refiner": 0.20}
+          "coarse-upsampler": 0.26, "upsampler": 0.10, "face": 0.12, "head": 0.16, "together": 0.12, "pairs": 0.14,
+          "refiner": 0.20}
 #: The same with `--onward`.
-ONWARD = {"amortize": 0.12, "upsampler": 0.18, "face": 0.27, "head": 0.43}
+ONWARD = {"amortize": 0.10, "upsampler": 0.14, "face": 0.21, "head": 0.26, "together": 0.29}
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Plan:
             self._upsampler("upsampler", ("base", "coarse-upsampler"), "--learning-rate", "2e-4",
                             "--base", str(out / "base" / "model"), "--init", str(out / "coarse-upsampler" / "model")),
             *self._details(out / "base" / "model"),
-            self._together("draft", "coarse-upsampler"),
-            self._together("model", "head"),
+            self._assembled("draft", "coarse-upsampler"),
+            self._assembled("model", "together"),
             Stage("pairs", "rodin_model.train.pairs",
                   ("--coarse", str(planes), "--model", str(out / "draft"), "--output", str(pairs),
                    "--views", "3", "--size", "256", "--avatars", str(min(240, self.avatars)), "--device", self.device,
@@ -106,7 +107,7 @@ class Plan:
             self._upsampler("upsampler", ("amortize", "latents"), "--learning-rate", "2e-4", "--base", str(base),
                             "--init", str(self.start / "upsampler")),
             *self._details(base),
-            self._together("model", "head"),
+            self._assembled("model", "together"),
         ]
 
     def _data(self, views: int) -> Stage:
@@ -140,7 +141,7 @@ class Plan:
                               "--precision", self.precision, *more), after)
 
     def _details(self, base: Path) -> list[Stage]:
-        """The face, then the whole head, each on what is drawn before it."""
+        """The face, then the whole head, each on what is drawn before it; then all of the upsampler together."""
         stages, before = [], "upsampler"
         for number, (name, batch, variants, points) in enumerate((("face", 256, 2, 768), ("head", 64, 1, 1536)), 1):
             stages.append(self._trained(
@@ -150,9 +151,10 @@ class Plan:
                                  "--variants", str(variants), "--points", str(points), "--kept", "2048",
                                  "--precision", self.precision), (before,)))
             before = name
-        return stages
+        return [*stages, self._upsampler("together", (before,), "--learning-rate", "2e-4", "--base", str(base),
+                                         "--init", str(self.output / before / "model"))]
 
-    def _together(self, name: str, upsampler: str) -> Stage:
+    def _assembled(self, name: str, upsampler: str) -> Stage:
         """A whole model with one of the upsamplers; the draft is what the refiner learns to repair."""
         out = self.output
         made = {"towers": out / "towers", "prior": out / "prior", "base": out / "base" / "model"}

@@ -37,7 +37,8 @@ def test_onward_begins_with_what_stays() -> None:
     assert "--within start/base" in stages["amortize"] and "--towers start/towers" in stages["latents"]
     assert "--init start/upsampler" in stages["upsampler"] and "--base start/base" in stages["upsampler"]
     assert "--init out/face/model" in stages["head"] and "--number 2" in stages["head"]
-    assert "--base start/base" in stages["model"] and "--upsampler out/head/model" in stages["model"]
+    assert "--init out/head/model" in stages["together"] and "--number" not in stages["together"]
+    assert "--base start/base" in stages["model"] and "--upsampler out/together/model" in stages["model"]
 
 
 @PLANS
