@@ -31,18 +31,18 @@ PER_TEXEL, STEPS = 4, 20
 SOLID, EMPTY = 1.0, 0.5
 
 
-def spoken(conditioner: Conditioner, z: Tensor, text: str) -> tuple[str, str]:
+def spoken(conditioner: Conditioner, z: Tensor, text: str) -> tuple[list[str], str]:
     """Words for what an avatar of z [512] is before an edit and after it, in whatever `text` names.
 
-    A conditioner that can read z back (`read_attributes`) knows what is to go: "a person, gray hair" becomes "a person,
-    blonde hair", and nothing of the gray stays in between. Where it cannot, or the text names nothing known, the avatar
-    is "a person" before.
+    A conditioner that can read z back (`read_attributes`) knows what is to go, and two sentences are said of before: "a
+    person" and "a person, gray hair" become "a person, blonde hair", so that nothing of the gray stays in between.
+    Where it cannot, or the text names nothing known, the avatar is "a person" before.
     """
     names = sorted(named_attributes(text))
     if not names or not isinstance(conditioner, TowerConditioner):
-        return NEUTRAL, f"{NEUTRAL}, {text}"
+        return [NEUTRAL], f"{NEUTRAL}, {text}"
     now = conditioner.read_attributes(z[None])[0]
-    return ", ".join([NEUTRAL, *(phrase(name, now[name]) for name in names)]), f"{NEUTRAL}, {text}"
+    return [NEUTRAL, ", ".join([NEUTRAL, *(phrase(name, now[name]) for name in names)])], f"{NEUTRAL}, {text}"
 
 
 @torch.no_grad()

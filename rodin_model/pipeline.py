@@ -186,18 +186,19 @@ class RodinPipeline:
             z' = |z| normalize(z + strength (z(text) - z(source)))      (after Rodin, section 3.5)
 
         `source` says what `text` is to replace ("black hair"); without it, that is read from the avatar's z if `text`
-        names something known and the conditioner can do so (`editing.spoken`); both are said of "a person" then. The
-        avatar's noise stays, and with it the person: its seed if it knows one, else the noise that `invert` finds for
-        its planes, its z being looked up in its front picture. Only the part of the head that the words point to is
-        changed (`rodin_model.regions`), everything if they point nowhere. Several edits follow one another. A strength
-        of 0 changes nothing. Raises ValueError for an empty text, TypeError for what is no text.
+        names something known and the conditioner can do so (`editing.spoken`). The avatar's noise stays, and with it
+        the person: its seed if it knows one, else the noise that `invert` finds for its planes, its z being looked up
+        in its front picture. Only the part of the head that the words point to is changed (`rodin_model.regions`),
+        everything if they point nowhere. Several edits follow one another. A strength of 0 changes nothing. Raises
+        ValueError for an empty text, TypeError for what is no text.
         """
         text = check_prompt(text, "the edit")
         strength = self.index.edit_strength if strength is None else strength
         z = self._latent_of(avatar)
-        start, target = (spoken(self.conditioner, z, text) if source is None
-                         else (check_prompt(source, "source"), text))
-        moved = z + strength * (self._encode_text(target)[0] - self._encode_text(start)[0])
+        starts, target = (spoken(self.conditioner, z, text) if source is None
+                          else ([check_prompt(source, "source")], text))
+        start = torch.cat([self._encode_text(words) for words in starts]).mean(0)
+        moved = z + strength * (self._encode_text(target)[0] - start)
         moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
         settings = self._settings(num_inference_steps, guidance_scale, guidance_stop, upsampler_steps, avatar.metadata)
         facts = {**{name: value for name, value in avatar.metadata.items() if name in ("prompt", "noise_seed")},
