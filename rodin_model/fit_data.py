@@ -27,10 +27,13 @@ FAR = 0.1
 #: A part of the box [-1, 1]^3: x, y and z each from .. to.
 Box = tuple[tuple[float, float], ...]
 
+EVERYWHERE: Box = ((-1.0, 1.0),) * 3
 #: Where faces are, in box coordinates: x, y and z each from .. to.
 FACE: Box = ((-0.42, 0.42), (-0.32, 0.46), (0.12, 1.0))
 #: Where brows, eyes, nose and mouth are, in the middle of it.
 FEATURES: Box = ((-0.32, 0.32), (-0.24, 0.32), (0.25, 1.0))
+#: The back of the head, where the plane that shows the face would show it again.
+BEHIND: Box = ((-0.42, 0.42), (-0.40, 0.50), (-1.0, -0.05))
 
 
 class Cloud(NamedTuple):
@@ -72,18 +75,19 @@ def generator(*key: int) -> torch.Generator:
 
 
 def draw_points(cloud: Cloud, count: int, keys: Sequence[tuple[int, ...]] | torch.Generator, far_share: float = 0.25,
-                face_share: float = 0.0, feature_share: float = 0.0) -> Cloud:
+                face_share: float = 0.0, feature_share: float = 0.0, behind_share: float = 0.0) -> Cloud:
     """`count` points of each avatar, drawn with replacement by that avatar's key; colours become float in [0, 1].
 
     A share of `far_share` is drawn among the points further than `FAR` from the surface, of the others one of
-    `face_share` inside `FACE` and one of `feature_share` inside `FEATURES`, the rest anywhere. One
-    generator in place of the keys, on the cloud's device, draws for all avatars at once, which keeps a GPU busy.
+    `face_share` inside `FACE`, one of `feature_share` inside `FEATURES` and one of `behind_share` inside `BEHIND`, the
+    rest anywhere. One generator in place of the keys, on the cloud's device, draws for all avatars at once, which keeps
+    a GPU busy.
     """
     near = cloud.distance.abs() <= FAR
     masks = [near.logical_not(), near]
     ends = [0, int(count * far_share), count]
     gone = far_share
-    for box, share in ((FACE, face_share), (FEATURES, feature_share)):
+    for box, share in ((FACE, face_share), (FEATURES, feature_share), (BEHIND, behind_share)):
         if share:
             gone += share
             masks.insert(-1, near & _inside(cloud.points, box))

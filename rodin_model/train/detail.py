@@ -26,7 +26,7 @@ from rodin_model.decoder import load_decoder
 from rodin_model.detail import Detail
 from rodin_model.diffusion import BaseDiffusion
 from rodin_model.fit import FitConfig, decode_points, point_loss
-from rodin_model.fit_data import FEATURES, Box, Cloud, draw_inside, read_cloud
+from rodin_model.fit_data import BEHIND, EVERYWHERE, FEATURES, Box, Cloud, draw_inside, read_cloud
 from rodin_model.noise import beside
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
@@ -34,8 +34,8 @@ from rodin_model.train.resume import add_settings, settings_of
 from rodin_model.train.upsample import Conditions, begin_with
 from rodin_model.upsampler import Upsampler
 
-#: How far from the surface, in world units, a point may be: on the features, and anywhere.
-REACH = (0.05, 4.0)
+#: Where points are drawn, as many of each kind, and how far from the surface, in world units, they may be.
+PLACES: tuple[tuple[Box, float], ...] = ((FEATURES, 0.05), (EVERYWHERE, 4.0), (BEHIND, 0.1))
 
 
 class Windows(NamedTuple):
@@ -84,26 +84,27 @@ def seen_windows(model: Upsampler, detail: Detail, conditions: Conditions, rows:
 
 
 def window_points(folder: str, rows: Sequence[int], box: Box, count: int, seed: int,
-                  device: torch.device | str = "cpu") -> tuple[Cloud, Cloud]:
-    """`count` points of each avatar in `rows` of a data set: on brows, eyes, nose and mouth, and all over `box`."""
-    near: tuple[list[Cloud], list[Cloud]] = ([], [])
+                  device: torch.device | str = "cpu") -> tuple[Cloud, ...]:
+    """`count` points of each avatar in `rows` of a data set in each of `PLACES` that `box` has a part of."""
+    shared = [(tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, place, strict=True)), reach)
+              for place, reach in PLACES]
+    shared = [(part, reach) for part, reach in shared if all(low < high for low, high in part)]
+    drawn: list[list[Cloud]] = [[] for _ in shared]
     wanted, first = set(rows), 0
     for shard in shard_paths(folder):
         cloud = read_cloud(shard)
         own = [row for row in range(first, first + len(cloud.points)) if row in wanted]
         some = Cloud(*(part[[row - first for row in own]].to(device) for part in cloud))
-        inside = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, FEATURES, strict=True))
-        for place, where, reach in zip(near, (inside, box), REACH, strict=True):
-            place.append(draw_inside(some, where, reach, count, [(seed, row) for row in own]))
+        for found, (part, reach) in zip(drawn, shared, strict=True):
+            found.append(draw_inside(some, part, reach, count, [(seed, row) for row in own]))
         first += len(cloud.points)
-    features, others = (Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True))) for clouds in near)
-    return features, others
+    return tuple(Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True))) for clouds in drawn)
 
 
 class DetailLosses:
-    """The loss at points in the window, half of them in the features; avatars, conditions, points by (seed, step)."""
+    """The loss at points in the window, as many of each of `PLACES`; avatars, conditions, points by (seed, step)."""
 
-    def __init__(self, windows: Windows, points: tuple[Cloud, Cloud], box: Box, decoder: TinyDecoder, config: FitConfig,
+    def __init__(self, windows: Windows, points: tuple[Cloud, ...], box: Box, decoder: TinyDecoder, config: FitConfig,
                  settings: DenoiserSettings, count: int) -> None:
         self.windows, self.points, self.settings, self.count = windows, points, settings, count
         self.low, self.high = torch.tensor(box, device=windows.z.device).T
@@ -133,7 +134,7 @@ class DetailLosses:
 
 
 def gathered(args: argparse.Namespace, trained: Upsampler, detail: Detail, settings: DenoiserSettings,
-             box: Box) -> tuple[Windows, tuple[Cloud, Cloud]]:
+             box: Box) -> tuple[Windows, tuple[Cloud, ...]]:
     """Windows and points of this process's share of all data sets."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     base = BaseDiffusion.from_folder(args.base).to(args.device)
@@ -153,9 +154,8 @@ def gathered(args: argparse.Namespace, trained: Upsampler, detail: Detail, setti
         seen_windows(trained, detail, conditions, rows, own, settings.precision)
         points.append(window_points(data, rows, box, args.kept, settings.seed, args.device))
         first += len(rows)
-    features, others = (Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
-                        for clouds in zip(*points, strict=True))
-    return windows, (features, others)
+    return windows, tuple(Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
+                          for clouds in zip(*points, strict=True))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -146,9 +146,9 @@ class PointLosses:
     """Against the avatars themselves, where there are no fine planes: density and colour at labelled points.
 
     The clean planes that are made noisy are the network's own estimate from noise alone, as it will meet them when it
-    draws; most batches are that first estimate itself. `points` of each avatar, half of them in the face, most of these
-    between brows and mouth. With `views` also what `rays` of the avatars' true pictures show, weighted by
-    `settings.image_weight`.
+    draws; most batches are that first estimate itself. `points` of each avatar, half of them in the face, most of
+    these between brows and mouth, some at the back of the head. With `views` also what `rays` of the avatars' true
+    pictures show, weighted by `settings.image_weight`.
     """
 
     def __init__(self, conditions: Conditions, cloud: Cloud, decoder: TinyDecoder, config: FitConfig,
@@ -169,7 +169,7 @@ class PointLosses:
         keys = draw_keys(generator, settings.seed, rows, step)
         index = rows.to(self.cloud.points.device)
         drawn = draw_points(Cloud(*(part[index] for part in self.cloud)), self.points, keys, 0.2,
-                            face_share=0.15, feature_share=0.4)
+                            face_share=0.15, feature_share=0.3, behind_share=0.15)
         drawn = Cloud(*(part.to(device) for part in drawn))
         losses = self.config.losses
         with torch.autocast(device.type, enabled=False):

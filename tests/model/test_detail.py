@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rodin_kernels import RODIN, TinyDecoder, sample_triplane
+from rodin_model.avatars.dataset import Recipe, build
 from rodin_model.config import PRESETS, DetailConfig, NoiseConfig, PlanesConfig, UNetConfig
 from rodin_model.detail import Detail
 from rodin_model.fit import FitConfig
-from rodin_model.fit_data import Cloud, draw_inside
+from rodin_model.fit_data import BEHIND, EVERYWHERE, FEATURES, Cloud, draw_inside
 from rodin_model.train import detail as command
 from rodin_model.train.denoiser import DenoiserSettings, statistics
-from rodin_model.train.detail import DetailLosses, Windows, seen_windows, window_box
+from rodin_model.train.detail import DetailLosses, Windows, seen_windows, window_box, window_points
 from rodin_model.train.latents import Latents
 from rodin_model.train.upsample import Conditions
 from rodin_model.upsampler import Upsampler
@@ -123,6 +124,16 @@ def test_points_are_drawn_inside_and_near() -> None:
     assert bool(((drawn.points >= low) & (drawn.points <= high)).all()) and float(drawn.distance.abs().max()) <= 0.1
     own = draw_inside(Cloud(*(part[1:] for part in cloud)), box, 0.1, 300, [(1, 1)])
     assert torch.equal(own.points[0], drawn.points[1])
+
+
+def test_points_come_from_the_places_that_the_window_shows(tmp_path: Path) -> None:
+    build(tmp_path, Recipe(count=1, views=0, size=8, uniform=3000, surface=6000), progress=False)
+    whole = window_points(str(tmp_path), [0], EVERYWHERE, 100, 0)
+    face = window_points(str(tmp_path), [0], window_box(DetailConfig(), 128), 100, 0)
+    assert len(whole) == 3 and len(face) == 2  # the back of the head is not in front of the face
+    for cloud, place in zip((*whole, face[0]), (FEATURES, EVERYWHERE, BEHIND, FEATURES), strict=True):
+        low, high = torch.tensor(place).T
+        assert cloud.points.shape == (1, 100, 3) and bool(((cloud.points >= low) & (cloud.points <= high)).all())
 
 
 def scene() -> tuple[Upsampler, DetailLosses]:
