@@ -27,8 +27,9 @@ from rodin_model.triplane import Avatar
 NEUTRAL = "a person"
 #: Solid points at which two avatars are compared for each texel of one plane, and steps of conjugate gradients.
 PER_TEXEL, STEPS = 4, 20
-#: The density from which on a point is solid, and the weight of an empty point.
-SOLID, EMPTY = 1.0, 0.5
+#: The density from which on a point is solid, the weight of an empty point, and how many times more a point may count
+#: inside a small region: a mouth is few points among many, and half of a new smile is none.
+SOLID, EMPTY, INSIDE = 1.0, 0.5, 8.0
 
 
 def spoken(conditioner: Conditioner, z: Tensor, text: str) -> tuple[list[str], str]:
@@ -108,9 +109,10 @@ def composed(before: Avatar, after: Avatar, names: Iterable[str], *, seed: int =
 
         min_d sum_x w(x) |F_d(x) - region(x) (F_after(x) - F_before(x))|^2
 
-    F is linear in the planes, so this is solved by conjugate gradients, from d = 0 and stopped early, which leaves
-    alone what no point sees; d is smoothed over neighbouring texels for the same reason. Where the region is the whole
-    box, that is `after`. Both must have planes of one size, one decoder and one layout (`comparable`).
+    where points of a small region count up to `INSIDE` times as much as others. F is linear in the planes, so this is
+    solved by conjugate gradients, from d = 0 and stopped early, which leaves alone what no point sees; d is smoothed
+    over neighbouring texels for the same reason. Where the region is the whole box, that is `after`. Both must have
+    planes of one size, one decoder and one layout (`comparable`).
     """
     names = list(names)
     points, weight = _points(before, after, torch.Generator().manual_seed(seed))
@@ -118,6 +120,8 @@ def composed(before: Avatar, after: Avatar, names: Iterable[str], *, seed: int =
     if bool((share == 1).all()):
         return after
     old, new = before.planes.float(), after.planes.to(before.device).float()
+    more = float((1 / share.mean().clamp_min(1e-6) - 1).clamp(1, INSIDE))
+    weight = weight * (1 + (more - 1) * share[:, None])
     goal = share[:, None] * _features(before, new - old, points)
     found = least_squares(lambda planes: weight * _features(before, smooth(planes), points), weight * goal,
                           torch.zeros_like(old), STEPS)

@@ -77,6 +77,19 @@ def test_a_composition_is_one_avatar_here_and_the_other_there(avatar: Avatar) ->
     assert editing.composed(avatar, other, []) is other
 
 
+def test_a_small_region_is_not_outvoted(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = torch.randn(avatar.planes.shape, generator=torch.Generator().manual_seed(1))
+    other = dataclasses.replace(avatar, planes=avatar.planes + editing.smooth(editing.smooth(change)))
+    points = torch.rand(40_000, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    points = points[(avatar.density(points) > editing.SOLID) & (region(["lips"], points) == 1)]
+    missed = []
+    for most in (editing.INSIDE, 1.0):
+        monkeypatch.setattr(editing, "INSIDE", most)
+        mixed = editing.composed(avatar, other, ["lips"])
+        missed.append(float((editing._features(mixed, mixed.planes - other.planes, points)).square().mean()))
+    assert len(points) > 20 and missed[0] < 0.5 * missed[1]
+
+
 def test_least_squares_are_the_normal_equations() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix, goal = torch.randn(9, 5, generator=generator).double(), torch.randn(9, generator=generator).double()
