@@ -105,10 +105,11 @@ def run(args: argparse.Namespace) -> None:
     config = FitConfig(planes=preset.planes, decoder_hidden=preset.decoder_hidden)
     torch.manual_seed(settings.seed)
     within = BaseDiffusion.from_folder(args.within) if args.within else None
-    known_components = None if within is None or within.principal is None else within.principal.config.components
+    components = AmortizedConfig.components
+    if within is not None and within.principal is not None:
+        components = within.principal.config.components
     model = AmortizedPlanes(AmortizedConfig(DESCRIPTION_SIZE, preset.planes.coarse_resolution, preset.planes.channels,
-                                            args.width, args.blocks,
-                                            known_components or AmortizedConfig.components))
+                                            args.width, args.blocks, components))
     if within is not None:
         model.set_components(within)
     else:

@@ -64,7 +64,7 @@ class Plan:
     def _anew(self) -> list[Stage]:
         """The whole model."""
         out, start = self.output, self.start
-        towers, pairs, planes = out / "towers", out / "pairs", out / "planes"
+        towers, pairs = out / "towers", out / "pairs"
         return [
             self._data(6),
             self._trained("prior", "prior", ("--towers", str(start / "towers"), "--words", str(self.captioned),
@@ -78,19 +78,20 @@ class Plan:
             self._amortized("--imagined", str(self.imagined)),
             self._latents(towers, ("towers",), "--views", "6", "--captions", "6", "--full", "0.7",
                           "--imagined", str(self.imagined)),
-            self._trained("principal", "principal", (*self._known(), "--pictured", "0.4", "--batch", "4096",
-                                                     "--ema", "0.9995", "--precision", "fp32"),
+            self._trained("principal", "principal", (*self._known(), "--text-share", "0.4", "--pictured", "0.4",
+                                                     "--batch", "4096", "--ema", "0.9995", "--precision", "fp32"),
                           ("amortize", "latents")),
-            self._trained("base", "base", (*self._known(), "--principal", str(out / "principal" / "model"),
-                                           "--batch", "192", "--precision", self.precision), ("principal",)),
+            self._trained("base", "base", (*self._known(), "--text-share", "0.4", "--batch", "192",
+                                           "--principal", str(out / "principal" / "model"),
+                                           "--precision", self.precision), ("principal",)),
             self._upsampler("coarse-upsampler", ("amortize", "latents"), "--average", str(start / "upsampler")),
-            self._upsampler("upsampler", ("base", "coarse-upsampler"), "--learning-rate", "2e-4",
-                            "--base", str(out / "base" / "model"), "--init", str(out / "coarse-upsampler" / "model")),
+            self._repaired("upsampler", ("base", "coarse-upsampler"), out / "base" / "model",
+                           out / "coarse-upsampler" / "model"),
             *self._details(out / "base" / "model"),
             self._assembled("draft", "coarse-upsampler"),
             self._assembled("model", "together"),
             Stage("pairs", "rodin_model.train.pairs",
-                  ("--coarse", str(planes), "--model", str(out / "draft"), "--output", str(pairs),
+                  ("--coarse", str(out / "planes"), "--model", str(out / "draft"), "--output", str(pairs),
                    "--views", "3", "--size", "256", "--avatars", str(min(240, self.avatars)), "--device", self.device,
                    "--minutes", f"{self.minutes * SHARES['pairs']:.3f}"), ("draft",)),
             self._trained("refiner", "refine", ("--pairs", str(pairs), "--towers", str(towers), "--batch", "24",
@@ -104,8 +105,7 @@ class Plan:
             self._data(3),
             self._amortized("--within", str(base)),
             self._latents(self.start / "towers", ("data",), "--views", "3", "--captions", "4", "--full", "1"),
-            self._upsampler("upsampler", ("amortize", "latents"), "--learning-rate", "2e-4", "--base", str(base),
-                            "--init", str(self.start / "upsampler")),
+            self._repaired("upsampler", ("amortize", "latents"), base, self.start / "upsampler"),
             *self._details(base),
             self._assembled("model", "together"),
         ]
@@ -115,18 +115,18 @@ class Plan:
                      ("--output", str(self.output / "data"), "--count", str(self.avatars), "--seed", "0",
                       "--views", str(views), "--device", self.device, "--workers", str(self.workers)))
 
-    def _decoder(self) -> tuple[str, str]:
-        return "--decoder", str(self.start / "decoder")
+    def _avatars(self) -> tuple[str, ...]:
+        """The data set, and what reads planes as it shows them."""
+        return "--data", str(self.output / "data"), "--decoder", str(self.start / "decoder")
 
     def _known(self) -> tuple[str, ...]:
-        """What a diffusion learns from."""
-        return ("--coarse", str(self.output / "planes"), "--latents", str(self.output / "latents.safetensors"),
-                "--text-share", "0.4")
+        """What is known of the avatars, to train diffusions on."""
+        return "--coarse", str(self.output / "planes"), "--latents", str(self.output / "latents.safetensors")
 
     def _amortized(self, *more: str) -> Stage:
         return self._trained("amortize", "amortize",
-                             ("--data", str(self.output / "data"), *self._decoder(), "--planes",
-                              str(self.output / "planes"), "--batch", "128", "--width", "1024", *more), ("data",))
+                             (*self._avatars(), "--planes", str(self.output / "planes"), "--batch", "128",
+                              "--width", "1024", *more), ("data",))
 
     def _latents(self, towers: Path, after: tuple[str, ...], *more: str) -> Stage:
         return Stage("latents", "rodin_model.train.latents",
@@ -136,23 +136,24 @@ class Plan:
 
     def _upsampler(self, name: str, after: tuple[str, ...], *more: str) -> Stage:
         return self._trained(name, "upsample",
-                             (*self._known()[:4], "--data", str(self.output / "data"), *self._decoder(),
-                              "--batch", "24", "--points", "8192", "--rays", "768", "--image-weight", "40",
-                              "--precision", self.precision, *more), after)
+                             (*self._known(), *self._avatars(), "--batch", "24", "--points", "8192", "--rays", "768",
+                              "--image-weight", "40", "--precision", self.precision, *more), after)
+
+    def _repaired(self, name: str, after: tuple[str, ...], base: Path, trained: Path) -> Stage:
+        """The upsampler, on from a trained one, told what `base` makes of coarse planes."""
+        return self._upsampler(name, after, "--learning-rate", "2e-4", "--base", str(base), "--init", str(trained))
 
     def _details(self, base: Path) -> list[Stage]:
         """The face, then the whole head, each on what is drawn before it; then all of the upsampler together."""
         stages, before = [], "upsampler"
         for number, (name, batch, variants, points) in enumerate((("face", 256, 2, 768), ("head", 64, 1, 1536)), 1):
             stages.append(self._trained(
-                name, "detail", ("--number", str(number), "--data", str(self.output / "data"), *self._known()[:4],
-                                 *self._decoder(), "--base", str(base),
+                name, "detail", ("--number", str(number), *self._known(), *self._avatars(), "--base", str(base),
                                  "--init", str(self.output / before / "model"), "--batch", str(batch),
                                  "--variants", str(variants), "--points", str(points), "--kept", "2048",
                                  "--precision", self.precision), (before,)))
             before = name
-        return [*stages, self._upsampler("together", (before,), "--learning-rate", "2e-4", "--base", str(base),
-                                         "--init", str(self.output / before / "model"))]
+        return [*stages, self._repaired("together", (before,), base, self.output / before / "model")]
 
     def _assembled(self, name: str, upsampler: str) -> Stage:
         """A whole model with one of the upsamplers; the draft is what the refiner learns to repair."""

@@ -154,7 +154,7 @@ def gathered(args: argparse.Namespace, trained: Upsampler, detail: Detail, setti
         seen_windows(trained, detail, conditions, rows, own, settings.precision)
         points.append(window_points(data, rows, box, args.kept, settings.seed, args.device))
         first += len(rows)
-    return windows, tuple(Cloud(*(torch.cat(part).to(args.device) for part in zip(*clouds, strict=True)))
+    return windows, tuple(Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
                           for clouds in zip(*points, strict=True))
 
 
