@@ -1,8 +1,9 @@
 """How an avatar is edited: the way of its own noise is walked again with another z, and only the part that the words
 point to is taken over.
 
-Four pieces: `spoken` says in words what changes, `invert` finds the noise of planes that came without one, `changed`
-walks from noise to coarse planes under two latents, and `composed` puts a part of one avatar into another.
+Five pieces: `spoken` says in words what changes, `disentangled` takes out what else those words would change, `invert`
+finds the noise of planes that came without one, `changed` walks from noise to coarse planes under two latents, and
+`composed` puts a part of one avatar into another.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PER_TEXEL, STEPS = 4, 20
 #: inside a small region: a mouth is few points among many, and half of a new smile is none.
 SOLID, EMPTY, INSIDE = 1.0, 0.5, 8.0
 
+#: How little of a direction's say in other attributes is worth bending it for (`disentangled`).
+RIDGE = 0.05
+
 
 def spoken(conditioner: Conditioner, z: Tensor, text: str) -> tuple[list[str], str]:
     """Words for what an avatar of z [512] is before an edit and after it, in whatever `text` names.
@@ -44,6 +48,30 @@ def spoken(conditioner: Conditioner, z: Tensor, text: str) -> tuple[list[str], s
         return [NEUTRAL], f"{NEUTRAL}, {text}"
     now = conditioner.read_attributes(z[None])[0]
     return [NEUTRAL, ", ".join([NEUTRAL, *(phrase(name, now[name]) for name in names)])], f"{NEUTRAL}, {text}"
+
+
+@torch.no_grad()
+def disentangled(conditioner: Conditioner, direction: Tensor, names: Iterable[str]) -> Tensor:
+    """Of a direction in z [512], what changes the attributes `names` and leaves all others as z says them.
+
+    Words come with others: short hair with men, sunglasses with black hair. One linear map W reads z, so what it reads
+    of all else can be taken out of a direction v:
+
+        argmin_d |d - v|^2 + |W d|^2 / k  =  v - W^T (W W^T + k)^-1 W v
+
+    where W has the rows of the other attributes, less their mean within each, since only differences of logits count,
+    and those of the numbers that words leave open; k is `RIDGE` times a row's mean square. Where no names are given, or
+    the conditioner cannot read z, v itself.
+    """
+    names = set(names)
+    if not names or not isinstance(conditioner, TowerConditioner):
+        return direction
+    rows = conditioner.towers.heads.rows()
+    others = torch.cat([weight for name, weight in rows.items() if name not in names]).double()
+    square = others @ others.T
+    ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square)).to(square)
+    inside = others.T @ torch.linalg.solve(square + ridge, others @ direction.double())
+    return (direction - inside).to(direction.dtype)
 
 
 @torch.no_grad()

@@ -20,7 +20,17 @@ from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.config import LATENT_SIZE, from_dict
 from rodin_model.decoder import load_decoder, save_decoder
 from rodin_model.diffusion import BaseDiffusion, Progress
-from rodin_model.editing import changed, comparable, composed, noise_between, noise_of, seed_of, slerp, spoken
+from rodin_model.editing import (
+    changed,
+    comparable,
+    composed,
+    disentangled,
+    noise_between,
+    noise_of,
+    seed_of,
+    slerp,
+    spoken,
+)
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
 from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
@@ -183,8 +193,9 @@ class RodinPipeline:
              callback_on_step_end: StepCallback | None = None) -> Avatar:
         """The same avatar with what `text` says ("blonde hair"), changed by `strength` (1: as far as the words go).
 
-            z' = |z| normalize(z + strength (z(text) - z(source)))      (after Rodin, section 3.5)
+            z' = |z| normalize(z + strength d),  d = z(text) - z(source)      (after Rodin, section 3.5)
 
+        without what d says of other attributes than those that `text` names (`editing.disentangled`).
         `source` says what `text` is to replace ("black hair"); without it, that is read from the avatar's z if `text`
         names something known and the conditioner can do so (`editing.spoken`). The avatar's noise stays, and with it
         the person: its seed if it knows one, else the noise that `invert` finds for its planes, its z being looked up
@@ -197,8 +208,8 @@ class RodinPipeline:
         z = self._latent_of(avatar)
         starts, target = (spoken(self.conditioner, z, text) if source is None
                           else ([check_prompt(source, "source")], text))
-        start = torch.cat([self._encode_text(words) for words in starts]).mean(0)
-        moved = z + strength * (self._encode_text(target)[0] - start)
+        start, names = torch.cat([self._encode_text(words) for words in starts]).mean(0), named_attributes(text)
+        moved = z + strength * disentangled(self.conditioner, self._encode_text(target)[0] - start, names)
         moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
         settings = self._settings(num_inference_steps, guidance_scale, guidance_stop, upsampler_steps, avatar.metadata)
         facts = {**{name: value for name, value in avatar.metadata.items() if name in ("prompt", "noise_seed")},
@@ -206,7 +217,7 @@ class RodinPipeline:
         if strength == 0:
             return dataclasses.replace(avatar, metadata={**avatar.metadata, **facts})
         after = self._changed(avatar, z, moved, settings, facts, callback_on_step_end)
-        return composed(avatar, after, named_attributes(text)) if comparable(avatar, after) else after
+        return composed(avatar, after, names) if comparable(avatar, after) else after
 
     def _changed(self, avatar: Avatar, z: Tensor, moved: Tensor, settings: dict[str, Any], facts: dict[str, Any],
                  callback: StepCallback | None) -> Avatar:

@@ -173,6 +173,11 @@ class AttributeHeads(nn.Module):
         *logits, shape = values.split([*map(len, CHOICES.values()), len(SHAPE)], dim=-1)
         return dict(zip(CHOICES, logits, strict=True)), shape
 
+    def rows(self) -> dict[str, Tensor]:
+        """The directions of z that are read: of each attribute [values, 512], less their mean, and "shape" [., 512]."""
+        *logits, shape = self.linear.weight.split([*map(len, CHOICES.values()), len(SHAPE)])
+        return {name: part - part.mean(0) for name, part in zip(CHOICES, logits, strict=True)} | {"shape": shape}
+
 
 class Towers(nn.Module):
     """Both towers, the attribute heads and the learned temperature of the contrastive loss."""

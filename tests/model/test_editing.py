@@ -171,7 +171,8 @@ def test_an_edit_may_name_what_it_starts_from(pipe: RodinPipeline, avatar: Avata
     edited = pipe.edit(avatar, "blonde hair", source="black hair")
     told, source = (pipe.conditioner.encode_text([text])[0] for text in ("blonde hair", "black hair"))
     z = avatar.metadata["z"]
-    torch.testing.assert_close(edited.metadata["z"], torch.nn.functional.normalize(z + told - source, dim=0) * z.norm())
+    moved = editing.disentangled(pipe.conditioner, told - source, ["hair_color"])
+    torch.testing.assert_close(edited.metadata["z"], torch.nn.functional.normalize(z + moved, dim=0) * z.norm())
 
 
 def test_what_an_edit_replaces_is_read_from_the_avatar(pipe: RodinPipeline) -> None:
@@ -186,6 +187,40 @@ def test_what_an_edit_replaces_is_read_from_the_avatar(pipe: RodinPipeline) -> N
         encode_text = encode_image = None
 
     assert editing.spoken(Deaf(), z, "blonde hair") == (["a person"], "a person, blonde hair")
+
+
+def test_a_direction_says_nothing_of_other_attributes() -> None:
+    conditioner = RodinPipeline.from_pretrained().conditioner
+    direction = conditioner.encode_text(["a person, short hair"])[0] - conditioner.encode_text(["a person"])[0]
+    kept = editing.disentangled(conditioner, direction, ["hair_style"])
+
+    def said(moved: torch.Tensor) -> dict[str, float]:
+        """How far the heads' logits of each attribute move apart; what all of one have in common says nothing."""
+        return {name: float((weight @ moved).norm()) for name, weight in conditioner.towers.heads.rows().items()}
+
+    before, after = said(direction), said(kept)
+    assert after["hair_style"] > 0.8 * before["hair_style"]
+    others = [name for name in before if name != "hair_style"]
+    assert sum(after[name] for name in others) < 0.2 * sum(before[name] for name in others)
+    assert all(after[name] < before[name] for name in others)
+    # the definition, solved another way: all rows stacked below the identity
+    rows = conditioner.towers.heads.rows()
+    stacked = torch.cat([rows[name] for name in others]).double()
+    ridge = editing.RIDGE * stacked.square().sum(1).mean()
+    system = torch.cat([torch.eye(512).double(), stacked / ridge.sqrt()])
+    goal = torch.cat([direction.double(), torch.zeros(len(stacked)).double()])
+    solved = torch.linalg.lstsq(system, goal[:, None]).solution[:, 0]
+    torch.testing.assert_close(kept.double(), solved, rtol=0, atol=1e-6)
+
+
+def test_nothing_is_taken_from_a_direction_that_cannot_be_read(pipe: RodinPipeline) -> None:
+    direction = torch.randn(512, generator=torch.Generator().manual_seed(0))
+    assert editing.disentangled(pipe.conditioner, direction, []) is direction
+
+    class Deaf:
+        encode_text = encode_image = None
+
+    assert editing.disentangled(Deaf(), direction, ["hat"]) is direction  # type: ignore[arg-type]
 
 
 def test_noise_between_two_seeds_is_as_normal_as_either(pipe: RodinPipeline) -> None:
