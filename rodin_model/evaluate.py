@@ -115,15 +115,22 @@ class Evaluation:
         return evaluate_distance(self.reader, self.worded[1], self.truth, others)
 
     def views(self) -> Section:
-        """Whether pictures of one avatar agree from view to view, beside true pictures."""
-        count = min(4, self.options.edited, self.options.count)
-        made = [consistency.avatar_consistency(a) for a in self.sampler.avatars(range(count))]
-        true = [consistency.true_consistency(a) for a in self.avatars[:count]]
-        shown, floor = (consistency.mean(found) for found in (made, true))
+        """Whether pictures of one avatar agree from view to view, beside true ones; also refined, if the model can."""
+        count, refiner = min(4, self.options.edited, self.options.count), self.pipe.refiner
+        avatars = self.sampler.avatars(range(count))
+        found = {"result": [consistency.avatar_consistency(a) for a in avatars],
+                 "truth": [consistency.true_consistency(a) for a in self.avatars[:count]]}
+        if refiner is not None:
+            found["refined"] = [consistency.avatar_consistency(a, refiner) for a in avatars]
+        means = {name: consistency.mean(several) for name, several in found.items()}
+        floor, what = means["truth"].difference, "difference between neighbouring views"
         text = (f"Views of {count} avatars from noise, {consistency.STEP:g} degrees apart\n  mean difference of what "
-                f"both show {shown.difference:.4f}, of true pictures {floor.difference:.4f}")
-        rows = [Row("difference between neighbouring views", count, shown.difference, None, floor.difference, "{:.4f}")]
-        return Section(text, {"result": dataclasses.asdict(shown), "truth": dataclasses.asdict(floor)}, rows=rows)
+                f"both show {means['result'].difference:.4f}, of true pictures {floor:.4f}")
+        rows = [Row(what, count, means["result"].difference, None, floor, "{:.4f}")]
+        if refiner is not None:
+            text += f", of refined ones {means['refined'].difference:.4f}"
+            rows.append(Row(f"{what}, refined", count, means["refined"].difference, None, floor, "{:.4f}"))
+        return Section(text, {name: dataclasses.asdict(mean) for name, mean in means.items()}, rows=rows)
 
     def costs(self) -> Section:
         """Seconds and memory."""

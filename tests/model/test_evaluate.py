@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rodin_model import evaluate
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
-from rodin_model.evaluation import edits, faces, fits, freedom, scores, visibility, words
+from rodin_model.config import RefinerConfig
+from rodin_model.evaluation import consistency, edits, faces, fits, freedom, scores, visibility, words
 from rodin_model.evaluation.edits import EDITS, count_edits
 from rodin_model.evaluation.frechet import frechet_distance
 from rodin_model.evaluation.neighbours import Neighbours, features, nearest_other
@@ -23,6 +24,7 @@ from rodin_model.evaluation.sampler import Options, Sampler, Section
 from rodin_model.fit import StageConfig
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.reader import AttributeReader, ReaderConfig
+from rodin_model.refiner import Refiner
 
 SIZE = 16
 
@@ -221,6 +223,33 @@ def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path
     assert 0.01 < parts["costs"]["memory_gb"]["load"] <= parts["costs"]["memory_gb"]["turntable"] < 100
     assert all(b"trainedAlgorithmicMedia" in data for data in sheets.values())
     assert [row for part in report["parts"].values() for row in part["rows"] if row["n"] < 1] == []
+
+
+def test_views_are_compared_refined_too_if_the_model_can(tiny_model_dir: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def known(difference: float, refined: bool = False) -> consistency.Consistency:
+        seen.append(refined)
+        return consistency.Consistency(difference, 40.0, 0.5)
+
+    monkeypatch.setattr(consistency, "avatar_consistency",
+                        lambda avatar, refiner=None: known(0.25 if refiner else 0.125, refiner is not None))
+    monkeypatch.setattr(consistency, "true_consistency", lambda attributes: known(0.0625))
+    AttributeReader(ReaderConfig(size=SIZE, widths=(4,))).save(tmp_path / "reader")
+    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
+    pipe.refiner = Refiner(RefinerConfig(features=0, width=4, growth=2, dense=1, detail=4))
+    pipe.index = dataclasses.replace(pipe.index, refiner=True)
+    pipe.save_pretrained(tmp_path / "refined")
+    both = {"result": 0.125, "refined": 0.25}
+    for model, wanted in ((tiny_model_dir, {"result": 0.125}), (tmp_path / "refined", both)):
+        out = tmp_path / f"out-{len(wanted)}"
+        assert evaluate.main(["--model", str(model), "--reader", str(tmp_path / "reader"), "--output-dir", str(out),
+                              "--only", "views", "--quick", "--count", "1"]) == 0
+        part = json.loads((out / evaluate.RESULTS).read_text())["parts"]["views"]
+        assert {name: found["difference"] for name, found in part["metrics"].items()} == {**wanted, "truth": 0.0625}
+        assert [row["result"] for row in part["rows"]] == list(wanted.values())
+    assert sum(seen) == 1
 
 
 def test_fits_are_measured_on_views_that_they_did_not_see(tiny_model_dir: Path,
