@@ -182,7 +182,7 @@ def draw_rays(views: Views, depths: Tensor, count: int, samples: int,
     directions = F.normalize((matrix[..., :3, :3] @ local[..., None])[..., 0], dim=-1)
     origins = matrix[..., :3, 3].contiguous()
     near, far = box_near_far(origins, directions)
-    t = _ray_samples(depths.reshape(a, -1)[rows, index], near, far, u)
+    t = shell_samples(depths.reshape(a, -1)[rows, index], near, far, u)
     return Rays(origins, directions, t, views.rgb.reshape(a, -1, 3)[rows, index].float() / 255,
                 views.alpha.reshape(a, -1)[rows, index].float() / 255)
 
@@ -202,7 +202,12 @@ def _ray_randomness(keys: Sequence[tuple[int, ...]] | torch.Generator, avatars: 
     return any_pixel, hit, jitter
 
 
-def _ray_samples(depth: Tensor, near: Tensor, far: Tensor, u: Tensor) -> Tensor:
+def shell_samples(depth: Tensor, near: Tensor, far: Tensor, u: Tensor) -> Tensor:
+    """Where rays are looked at, sorted [..., S]: `u` [..., S] in [0, 1) jitters the samples in their bins.
+
+    Two thirds of them within +- 0.08 of `depth` [...] and the rest between `near` and there; where depth is 0, evenly
+    from `near` to `far`.
+    """
     samples = u.shape[-1]
     bins = torch.arange(samples, device=u.device) + u
     even = near[..., None] + (far - near)[..., None] * bins / samples

@@ -25,11 +25,11 @@ from pathlib import Path
 from rodin_model.files import write_bytes
 
 #: Shares of `--minutes`. The longest way through the stages adds up to 1.
-SHARES = {"amortize": 0.24, "towers": 0.20, "reader": 0.60, "prior": 0.30, "principal": 0.16, "base": 0.10,
-          "coarse-upsampler": 0.26, "upsampler": 0.10, "face": 0.12, "head": 0.16, "together": 0.12, "pairs": 0.14,
-          "refiner": 0.20}
+SHARES = {"amortize": 0.24, "towers": 0.20, "reader": 0.60, "prior": 0.30, "principal": 0.14, "base": 0.09,
+          "coarse-upsampler": 0.26, "upsampler": 0.09, "face": 0.11, "head": 0.14, "together": 0.11, "likeness": 0.08,
+          "pairs": 0.14, "refiner": 0.20}
 #: The same with `--onward`.
-ONWARD = {"amortize": 0.10, "upsampler": 0.14, "face": 0.21, "head": 0.26, "together": 0.29}
+ONWARD = {"amortize": 0.08, "upsampler": 0.12, "face": 0.17, "head": 0.22, "together": 0.24, "likeness": 0.17}
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ class Plan:
             self._repaired("upsampler", ("base", "coarse-upsampler"), out / "base" / "model",
                            out / "coarse-upsampler" / "model"),
             *self._details(out / "base" / "model"),
+            *self._alike(towers, out / "prior", out / "base" / "model", ("towers", "prior")),
             self._assembled("draft", "coarse-upsampler"),
-            self._assembled("model", "together"),
+            self._assembled("model", "likeness"),
             Stage("pairs", "rodin_model.train.pairs",
                   ("--coarse", str(out / "planes"), "--model", str(out / "draft"), "--output", str(pairs),
                    "--views", "3", "--size", "256", "--avatars", str(min(240, self.avatars)), "--device", self.device,
@@ -107,7 +108,8 @@ class Plan:
             self._latents(self.start / "towers", ("data",), "--views", "3", "--captions", "4", "--full", "1"),
             self._repaired("upsampler", ("amortize", "latents"), base, self.start / "upsampler"),
             *self._details(base),
-            self._assembled("model", "together"),
+            *self._alike(self.start / "towers", self.start / "prior", base, ("data",)),
+            self._assembled("model", "likeness"),
         ]
 
     def _data(self, views: int) -> Stage:
@@ -128,10 +130,10 @@ class Plan:
                              (*self._avatars(), "--planes", str(self.output / "planes"), "--batch", "128",
                               "--width", "1024", *more), ("data",))
 
-    def _latents(self, towers: Path, after: tuple[str, ...], *more: str) -> Stage:
-        return Stage("latents", "rodin_model.train.latents",
+    def _latents(self, towers: Path, after: tuple[str, ...], *more: str, name: str = "latents") -> Stage:
+        return Stage(name, "rodin_model.train.latents",
                      ("--data", str(self.output / "data"), "--towers", str(towers),
-                      "--output", str(self.output / "latents.safetensors"), "--device", self.device,
+                      "--output", str(self.output / f"{name}.safetensors"), "--device", self.device,
                       "--workers", str(self.workers), *more), after)
 
     def _upsampler(self, name: str, after: tuple[str, ...], *more: str) -> Stage:
@@ -154,6 +156,16 @@ class Plan:
                                  "--precision", self.precision), (before,)))
             before = name
         return [*stages, self._repaired("together", (before,), base, self.output / before / "model")]
+
+    def _alike(self, towers: Path, prior: Path, base: Path, after: tuple[str, ...]) -> list[Stage]:
+        """All details once more, judged by the picture tower; captions' z are those that the prior draws in use."""
+        spoken = self._latents(towers, after, "--views", "3", "--captions", "4", "--full", "1", "--prior", str(prior),
+                               name="spoken-latents")
+        return [spoken, self._trained(
+            "likeness", "likeness", (*self._avatars(), "--latents", str(self.output / "spoken-latents.safetensors"),
+                                     "--towers", str(towers),
+                                     "--base", str(base), "--init", str(self.output / "together" / "model"), "--batch",
+                                     "16", "--precision", self.precision), ("together", "spoken-latents"))]
 
     def _assembled(self, name: str, upsampler: str) -> Stage:
         """A whole model with one of the upsamplers; the draft is what the refiner learns to repair."""

@@ -1,6 +1,7 @@
 """`python -m rodin_model.train.latents`: the frozen towers' z of every picture in a data set and of captions for it.
 
 Computed once, so that training the diffusions needs neither towers nor pictures; words and pictures condition alike.
+With `--prior` the captions' z are those that a trained latent prior makes of them, as it does in use.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rodin_model import checkpoints
 from rodin_model.avatars.dataset import SEED_STEP, AvatarDataset, shard_paths
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.fit_data import read_views
+from rodin_model.latent_prior import LatentPrior
 from rodin_model.train.resume import add_imagined
 from rodin_model.train.words import encode_words
 
@@ -83,6 +85,16 @@ def encode_pictures(folder: str | Path, conditioner: Conditioner, views: int) ->
     return torch.cat(encoded)
 
 
+@torch.no_grad()
+def through_prior(words: Tensor, folder: str, scale: float, device: str, seed: int = 0) -> Tensor:
+    """What the latent prior in `folder` makes of captions' z [M, W, 512], one drawing of each; the same shape."""
+    prior, drawn = LatentPrior.from_folder(folder).to(device), []
+    for first, part in enumerate(tqdm(words.flatten(0, 1).split(64), disable=None, desc="prior")):
+        generators = [torch.Generator().manual_seed(seed + 64 * first + i) for i in range(len(part))]
+        drawn.append(prior.sample(generators, part.float().to(device), guidance_scale=scale).half().cpu())
+    return torch.cat(drawn).view_as(words)
+
+
 def encode_data(args: argparse.Namespace) -> Latents:
     """What the arguments ask for: a data set's pictures, its captions, and those of avatars without pictures."""
     data = AvatarDataset(args.data)
@@ -91,6 +103,8 @@ def encode_data(args: argparse.Namespace) -> Latents:
                *(args.imagined_seed * SEED_STEP + number for number in range(args.imagined))]
     words = encode_words(args.towers, avatars, (1.0,) * full + (None,) * (args.captions - full),
                          device=args.device, workers=args.workers)
+    if args.prior:
+        words = through_prior(words, args.prior, args.prior_scale, args.device)
     conditioner = TowerConditioner.from_folder(args.towers).to(args.device)
     return Latents(encode_pictures(args.data, conditioner, args.views), words)
 
@@ -105,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", type=int, default=32)
     parser.add_argument("--full", type=float, default=0.0,
                         help="share of the captions that name all that can be seen; the others name any part of it")
+    parser.add_argument("--prior", help="folder of a trained latent prior that the captions' z go through")
+    parser.add_argument("--prior-scale", type=float, default=2.5, help="its guidance")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that write and read captions")
     add_imagined(parser)

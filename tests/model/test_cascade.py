@@ -38,7 +38,8 @@ def test_onward_begins_with_what_stays() -> None:
     assert "--init start/upsampler" in stages["upsampler"] and "--base start/base" in stages["upsampler"]
     assert "--init out/face/model" in stages["head"] and "--number 2" in stages["head"]
     assert "--init out/head/model" in stages["together"] and "--number" not in stages["together"]
-    assert "--base start/base" in stages["model"] and "--upsampler out/together/model" in stages["model"]
+    assert "--prior start/prior" in stages["spoken-latents"] and "--init out/together/model" in stages["likeness"]
+    assert "--base start/base" in stages["model"] and "--upsampler out/likeness/model" in stages["model"]
 
 
 @PLANS

@@ -1,0 +1,274 @@
+"""`python -m rodin_model.train.likeness`: teach a trained upsampler's details that its avatars look like what z says.
+
+Labelled points tell where a surface is, and say little of what makes lips thin or a nose pointed: that is a matter of
+few points. Here the frozen picture tower looks at a front view of the planes, as it looks at a portrait. What it sees
+should be the z that the planes were drawn from (CLIP's similarity as a loss, Jain et al. 2022, Dream Fields), and what
+the towers' heads read in both should agree. The planes are those of use: from latents of pictures and of captions, from
+coarse planes that the base diffusion draws. The U-Net stays as it is, and what it makes of them is computed once. The
+avatars' points, and rays through their pictures, keep the rest of the head in its place. The judge of
+`rodin_model.evaluate` is another network and has no say. Under `torchrun` every process takes a share of the avatars.
+Resumable like `rodin_model.train.base`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rodin_kernels import TinyDecoder, render_triplane
+from rodin_model.avatars.attributes import CHOICES
+from rodin_model.avatars.dataset import shard_paths
+from rodin_model.cameras import Camera, box_near_far
+from rodin_model.conditioning import TowerConditioner
+from rodin_model.config import PRESETS, PlanesConfig
+from rodin_model.decoder import load_decoder
+from rodin_model.diffusion import BaseDiffusion
+from rodin_model.fit import FitConfig, conventions, decode_points, point_loss
+from rodin_model.fit import picture_loss as ray_loss
+from rodin_model.fit_data import (
+    Cloud,
+    Views,
+    draw_points,
+    draw_rays,
+    ray_depths,
+    read_cloud,
+    read_views,
+    shell_samples,
+)
+from rodin_model.noise import beside
+from rodin_model.towers import Towers
+from rodin_model.train.denoiser import (
+    DenoiserSettings,
+    DenoiserTrainer,
+    draw_keys,
+    step_randomness,
+)
+from rodin_model.train.detail import Windows
+from rodin_model.train.latents import Latents
+from rodin_model.train.resume import add_settings, settings_of
+from rodin_model.train.upsample import remade
+from rodin_model.upsampler import Upsampler
+
+#: Pixels of the first look, which finds the surface, and its samples along a ray.
+GLANCE, GLANCE_SAMPLES = 64, 40
+#: Degrees, as standard deviations, by which the view leaves that of a portrait.
+YAW, PITCH = 4.0, 3.0
+
+
+def portrait_camera(size: int, rng: np.random.Generator) -> Camera:
+    """About the camera of portraits: a little aside, and a part of a pixel away, so that no grid of pixels counts."""
+    camera = Camera.orbit(float(rng.normal(0, YAW)), 5.0 + float(rng.normal(0, PITCH)), size)
+    x, y = rng.uniform(-0.5, 0.5, 2)
+    return Camera(camera.cam2world, camera.fx, camera.fy, camera.cx + float(x), camera.cy + float(y), size, size)
+
+
+def portrait(planes: Tensor, decoder: TinyDecoder, camera: Camera, config: PlanesConfig, *, samples: int = 16,
+             generator: torch.Generator | None = None) -> Tensor:
+    """A picture [1, 3, S, S] on white of planes [1, 3, C, R, R] through a square camera, differentiable in the planes.
+
+    A glance at `GLANCE`^2 pixels finds about how deep the surface lies; then only rays near the avatar are marched,
+    most of their samples beside that surface and the others before it, jittered.
+    """
+    size, device, shared = camera.width, planes.device, conventions(config)
+    depth, hit = (F.interpolate(part, (size, size)).flatten() for part in _glance(planes, decoder, camera, shared))
+    index = (hit > 0).nonzero()[:, 0]
+    origins, directions = (rays[index][None] for rays in camera.rays(device))
+    near, far = box_near_far(origins, directions)
+    jitter = torch.rand(1, len(index), samples, **beside(generator)).to(device)
+    seen = render_triplane(planes, origins, directions, decoder, near=near, far=far, num_samples=samples,
+                           t=shell_samples(depth[index][None], near, far, jitter), background=planes.new_ones(3),
+                           outputs=("rgb",), **shared)
+    picture = planes.new_ones(size * size, 3).index_copy(0, index, cast(Tensor, seen.rgb)[0])
+    return picture.T.reshape(1, 3, size, size).clamp(0, 1)
+
+
+@torch.no_grad()
+def _glance(planes: Tensor, decoder: TinyDecoder, camera: Camera, shared: dict) -> tuple[Tensor, Tensor]:
+    """Depth of the surface, 0 where there is none, and where rays meet the avatar or pass close by: [1, 1, G, G]."""
+    origins, directions = (rays[None] for rays in camera.resized(GLANCE).rays(planes.device))
+    near, far = box_near_far(origins, directions)
+    seen = render_triplane(planes, origins, directions, decoder, near=near, far=far, num_samples=GLANCE_SAMPLES,
+                           outputs=("depth", "opacity"), image_width=GLANCE, **shared)
+    opacity, depth = (cast(Tensor, part).view(1, 1, GLANCE, GLANCE) for part in (seen.opacity, seen.depth))
+    depth = torch.where(opacity > 0.3, depth / opacity.clamp_min(1e-3), 0.0)
+    wide = F.max_pool2d(depth, 3, 1, 1)
+    return torch.where(depth > 0, depth, wide), F.max_pool2d((opacity > 0.02).float(), 3, 1, 1)
+
+
+def disagreement(towers: Towers, seen: Tensor, z: Tensor) -> Tensor:
+    """How differently the heads read two latents [B, 512]: Kullback-Leibler divergence from what z says, [].
+
+    Mean over the attributes. Differentiable in `seen`.
+    """
+    (ours, _), (wanted, _) = towers.heads(seen), towers.heads(z)
+    return torch.stack([F.kl_div(ours[name].log_softmax(-1), wanted[name].log_softmax(-1), reduction="batchmean",
+                                 log_target=True) for name in CHOICES]).mean()
+
+
+class Known(NamedTuple):
+    """Avatars that are learned from: what the U-Net makes of them, their points, their pictures and its depths.
+
+    The windows are the whole planes float16 [N, V, 3, C, R, R], each beside the z [N, V, 512] that it was drawn from.
+    """
+
+    windows: Windows
+    cloud: Cloud
+    views: Views
+    depths: Tensor
+
+
+class LikenessLosses:
+    """What the tower sees against z, and points and rays of the avatars themselves; all drawn from (seed, step)."""
+
+    def __init__(self, known: Known, decoder: TinyDecoder, towers: Towers, config: FitConfig,
+                 settings: DenoiserSettings, *, likeness: float = 1.0, reading: float = 0.5, points: int = 4096,
+                 rays: int = 768) -> None:
+        self.known, self.config, self.settings = known, config, settings
+        self.decoder, self.towers = decoder.requires_grad_(False), towers.eval().requires_grad_(False)
+        self.likeness, self.reading, self.points, self.rays = likeness, reading, points, rays
+
+    def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
+        settings, known, device = self.settings, self.known, model.mean.device
+        rng, generator = step_randomness(settings.seed, step, device)
+        rows, variant = (torch.from_numpy(rng.integers(0, n, settings.batch)).to(device)
+                         for n in known.windows.z.shape[:2])
+        planes, cond, z = (part[rows, variant].float() for part in known.windows)
+        for detail in model.details:
+            planes = detail(planes, cond, z)
+        planes = model.denormalize(planes)
+        with torch.autocast(device.type, enabled=False):
+            size = self.towers.config.image_size
+            pictures = torch.cat([portrait(own[None], self.decoder, portrait_camera(size, rng), self.config.planes,
+                                           generator=generator) for own in planes])
+            seen = self.towers.image(pictures)
+            found = {"likeness": self.likeness * (1 - (seen * z).sum(-1)).mean(),
+                     "reading": self.reading * disagreement(self.towers, seen, z)}
+            keys = draw_keys(generator, settings.seed, rows, step)
+            drawn = draw_points(Cloud(*(part[rows] for part in known.cloud)), self.points, keys, 0.2,
+                                face_share=0.15, feature_share=0.3, behind_share=0.15)
+            decoded = decode_points(planes, drawn.points, self.decoder, self.config)
+            found["points"] = point_loss(*decoded, drawn, self.config.losses).mean()
+            keys = draw_keys(generator, settings.seed, rows, step, 1)
+            views, depths = Views(*(part[rows] for part in known.views)), known.depths[rows].float()
+            rays = draw_rays(views, depths, self.rays, 20, keys)
+            found["rays"] = settings.image_weight * ray_loss(planes, self.decoder, rays, self.config).mean()
+        return found
+
+
+@torch.no_grad()
+def drawn(model: Upsampler, base: BaseDiffusion, z: Tensor, seed: int, batch: int) -> Windows:
+    """What `model`, without details, makes of latents z [N, V, 512] as in use: of coarse planes that `base` draws.
+
+    They come from noise alone, by the base's principal components where it has some, which say nearly all.
+    """
+    device, (count, variants, _) = base.mean.device, z.shape
+    size = model.config.resolution
+    shape = (count, variants, 3, model.channels, size, size)
+    planes, cond = (torch.empty(shape, dtype=torch.float16, device=device) for _ in range(2))
+    for start in tqdm(range(0, count, batch), disable=None, desc="planes"):
+        some = z[start:start + batch].float().flatten(0, 1)
+        _, generator = step_randomness(seed, start, device)
+        last = torch.full((len(some),), base.noise.steps - 1, device=device)
+        coarse = remade(base, base.mean.expand(len(some), -1, -1, -1, -1), some, last, generator, quick=True)
+        told = model.condition(coarse)
+        noise = torch.randn(told.shape, generator=generator, device=device)
+        last = torch.full((len(some),), model.noise.steps - 1, device=device)
+        made = model.predict(noise, last, some, told)[:, :, :model.channels]
+        for kept, whole in ((planes, made), (cond, told)):
+            kept[start:start + batch] = whole.unflatten(0, (-1, variants)).half()
+    return Windows(planes, cond, z)
+
+
+def chosen_latents(latents: Latents, rows: Sequence[int], variants: int, seed: int) -> Tensor:
+    """z [N, variants, 512] of the avatars in `rows`: of pictures and of captions in turn."""
+    rng = np.random.default_rng([seed, 0x11CE])
+    return torch.stack([latents.draw(list(rows), rng, text_share=float(variant % 2)) for variant in range(variants)], 1)
+
+
+def gathered(args: argparse.Namespace, trained: Upsampler, settings: DenoiserSettings) -> Known:
+    """What this process's share of the data set is known by; `trained` has no details left."""
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    base, latents = BaseDiffusion.from_folder(args.base).to(args.device), Latents.load(args.latents).to(args.device)
+    rows = range(rank, len(latents.pictures), world)
+    z = chosen_latents(latents, rows, args.variants, settings.seed)
+    windows = drawn(trained, base, z, settings.seed, 4 if torch.device(args.device).type == "cpu" else 32)
+    clouds, pictures, first = [], [], 0
+    for shard in tqdm(shard_paths(args.data), disable=None, desc="avatars"):
+        cloud, views = read_cloud(shard), read_views(shard)
+        own = [i for i in range(len(cloud.points)) if first + i in rows]
+        clouds.append(Cloud(*(part[own].to(args.device) for part in cloud)))
+        pictures.append(Views(*(part[own].to(args.device) for part in views)))
+        first += len(cloud.points)
+    if first != len(latents.pictures):
+        raise ValueError(f"--data has {first} avatars; --latents knows {len(latents.pictures)}")
+    cloud = Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
+    views = Views(*(torch.cat(part) for part in zip(*pictures, strict=True)))
+    depths = torch.cat([ray_depths(Views(*(part[i:i + 64] for part in views))).half()
+                        for i in range(0, len(views.rgb), 64)])
+    return Known(windows, cloud, views, depths)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    settings, preset = settings_of(args, DenoiserSettings), PRESETS[args.preset]
+    model, trained = (Upsampler.from_folder(args.init).to(args.device) for _ in range(2))
+    if not len(model.details):
+        raise ValueError("--init has no details to teach: python -m rodin_model.train.detail adds them")
+    model.requires_grad_(False)
+    model.details.requires_grad_(True)
+    trained.details = nn.ModuleList()
+    decoder, _, _ = load_decoder(args.decoder, args.device)
+    towers = TowerConditioner.from_folder(args.towers).towers.to(args.device)
+    losses = LikenessLosses(gathered(args, trained, settings), decoder, towers, FitConfig(planes=preset.planes),
+                            settings, likeness=args.likeness, reading=args.reading, points=args.points, rays=args.rays)
+    trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
+    trainer.run(args.until, save_every=args.save_every, log_every=args.log_every)
+    print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m rodin_model.train.likeness", description=__doc__,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mini")
+    parser.add_argument("--data", required=True, help="data set folder")
+    parser.add_argument("--latents", required=True, help="its file from rodin_model.train.latents")
+    parser.add_argument("--init", required=True, help="the folder model/ of a trained upsampler with details")
+    parser.add_argument("--base", required=True, help="the folder model/ of rodin_model.train.base")
+    parser.add_argument("--towers", required=True, help="folder of the trained towers")
+    parser.add_argument("--decoder", required=True, help="decoder folder from rodin_model.train.fit joint")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--variants", type=int, default=2, help="latents of each avatar: of pictures, captions in turn")
+    parser.add_argument("--likeness", type=float, default=1.0, help="weight of what the tower sees")
+    parser.add_argument("--reading", type=float, default=0.5, help="weight of what the towers' heads read in it")
+    parser.add_argument("--points", type=int, default=4096, help="points of an avatar in a step")
+    parser.add_argument("--rays", type=int, default=768, help="rays through its pictures in a step")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--log-every", type=int, default=25)
+    add_settings(parser, DenoiserSettings)
+    parser.set_defaults(batch=4, steps=4000, learning_rate=3e-4, warmup=20, weight_decay=0.0, ema=0.98,
+                        image_weight=40.0, precision="fp32")
+    args = parser.parse_args(arguments)
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
