@@ -22,7 +22,9 @@ class ModelIndex:
     are; `prior_scale`: how strictly it keeps to them.
     `edit_strength`: how far `edit` moves z when the caller does not say; `edit_emphasis`: how many times what that
     changes in a prediction is added to it (`editing.changed`). `candidates`: of how many avatars the one is
-    kept that looks most like what was asked for. `refiner`: whether the model has a refiner for its pictures.
+    kept that looks most like what was asked for. `feedback`: how much of what the conditioner misses in an avatar's
+    front picture is added to its z before its fine planes are drawn again, 0 to leave that.
+    `refiner`: whether the model has a refiner for its pictures.
     """
 
     format: str = FORMAT
@@ -36,6 +38,7 @@ class ModelIndex:
     edit_strength: float = 1.0
     edit_emphasis: float = 1.0
     candidates: int = 1
+    feedback: float = 0.0
     refiner: bool = False
 
     def __post_init__(self) -> None:
@@ -45,6 +48,8 @@ class ModelIndex:
             raise ValueError(f"guidance_stop must lie between 0 and 1; got {self.guidance_stop}")
         if not 1 <= self.candidates <= 64:
             raise ValueError(f"candidates must lie between 1 and 64; got {self.candidates}")
+        if not 0 <= self.feedback <= 4:
+            raise ValueError(f"feedback must lie between 0 and 4; got {self.feedback}")
 
 
 def find_model(path: str | os.PathLike[str] | None = None) -> Path:

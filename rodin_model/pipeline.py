@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from rodin_model.checkpoints import tensor_shapes
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.config import LATENT_SIZE, from_dict
 from rodin_model.decoder import load_decoder, save_decoder
-from rodin_model.diffusion import BaseDiffusion, Progress
+from rodin_model.diffusion import BaseDiffusion, Progress, sample_noise
 from rodin_model.editing import (
     changed,
     comparable,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Pixels at which candidates are looked at.
+#: Pixels at which avatars are looked at on the way.
 LOOK_SIZE = 128
 
 #: Called after every denoising step with (pipeline, steps done in this stage, "base" or "upsampler", {"planes": ...}).
@@ -223,12 +224,11 @@ class RodinPipeline:
                  callback: StepCallback | None) -> Avatar:
         """The avatar of `moved` [512] that the noise of `avatar` gives."""
         steps, fine_steps, seed = settings["num_inference_steps"], settings["upsampler_steps"], seed_of(avatar)
-        with self._reporting(steps + fine_steps, callback) as report:
+        with self._reporting(steps + self._fine_passes * fine_steps, callback) as report:
             coarse = changed(self.base, noise_of(self.base, avatar, z, steps), z[None], moved[None], steps=steps,
                              guidance_scale=settings["guidance_scale"], guidance_stop=settings["guidance_stop"],
                              emphasis=self.index.edit_emphasis, progress=report("base"))
-            fine = self.upsampler.sample(coarse, moved[None], generators=[stage_generator(seed, "upsampler")],
-                                         steps=fine_steps, progress=report("upsampler"))
+            fine = self._fine(coarse, moved[None], self._fine_noise([seed]), fine_steps, report("upsampler"))
         return self._avatar(fine[0], facts)
 
     @torch.no_grad()
@@ -242,7 +242,7 @@ class RodinPipeline:
         z = torch.stack([slerp(za, zb, share) for share in shares])
         settings = self._settings(None, None, None, None, a.metadata)
         seeds, made = (seed_of(a), seed_of(b)), []
-        with self._reporting(n * (settings["num_inference_steps"] + settings["upsampler_steps"]),
+        with self._reporting(n * (settings["num_inference_steps"] + self._fine_passes * settings["upsampler_steps"]),
                              callback_on_step_end) as report:
             for row, share in zip(z, shares, strict=True):
                 noise, fine_noise = (noise_between(model, stage, seeds, share) for model, stage in (
@@ -251,8 +251,7 @@ class RodinPipeline:
                                           steps=settings["num_inference_steps"],
                                           guidance_scale=settings["guidance_scale"],
                                           guidance_stop=settings["guidance_stop"])
-                fine = self.upsampler.sample(coarse, row[None], generators=[], noise=fine_noise,
-                                             steps=settings["upsampler_steps"], progress=report("upsampler"))
+                fine = self._fine(coarse, row[None], fine_noise, settings["upsampler_steps"], report("upsampler"))
                 made.append(self._avatar(fine[0], {**settings, "z": row.clone(), "noise_seed": seeds[share == 1]}))
         return made
 
@@ -307,15 +306,43 @@ class RodinPipeline:
         steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
         batches = -(-len(z) // size)
         avatars: list[Avatar] = []
-        with self._reporting(batches * (candidates * steps + fine_steps), callback) as report:
+        with self._reporting(batches * (candidates * steps + self._fine_passes * fine_steps), callback) as report:
             for start in range(0, len(z), size):
                 part = z[start:start + size]
                 coarse, some = self._coarse(part, seeds[start:start + size], settings, candidates, report("base"))
-                fine = self.upsampler.sample(coarse, part, generators=[stage_generator(s, "upsampler") for s in some],
-                                             steps=fine_steps, progress=report("upsampler"))
+                fine = self._fine(coarse, part, self._fine_noise(some), fine_steps, report("upsampler"))
                 for planes, row, seed, fact in zip(fine, part, some, facts[start:], strict=False):
                     avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed}))
         return avatars
+
+    @property
+    def _fine_passes(self) -> int:
+        """How often fine planes are drawn: once more where the avatar is looked at."""
+        return 2 if self.index.feedback else 1
+
+    def _fine_noise(self, seeds: list[int]) -> Tensor:
+        """The upsampler's noise [B, 3, C, R, R]."""
+        size = self.upsampler.config.resolution
+        return sample_noise((3, self.upsampler.channels, size, size),
+                            [stage_generator(seed, "upsampler") for seed in seeds], self.device)
+
+    def _fine(self, coarse: Tensor, z: Tensor, noise: Tensor, steps: int, progress: Progress) -> Tensor:
+        """Fine planes [B, 3, C, R, R] of coarse ones and z [B, 512].
+
+        With `feedback` f, what the conditioner sees in their front pictures, s, corrects what the upsampler is told:
+
+            planes = upsample(coarse, normalize(z + f (z - s)))
+        """
+        fine = self.upsampler.sample(coarse, z, generators=[], noise=noise, steps=steps, progress=progress)
+        if not self.index.feedback:
+            return fine
+        told = F.normalize(z + self.index.feedback * (z - self._seen(fine)), dim=-1) * z.norm(dim=-1, keepdim=True)
+        return self.upsampler.sample(coarse, told, generators=[], noise=noise, steps=steps, progress=progress)
+
+    def _seen(self, planes: Tensor) -> Tensor:
+        """What the conditioner sees in the front pictures of planes [B, 3, C, R, R]: z [B, 512]."""
+        fronts = torch.cat([self._avatar(p, {}).turntable(1, LOOK_SIZE) for p in planes]).clamp(0, 1)
+        return self.conditioner.encode_image(fronts.permute(0, 3, 1, 2)).to(planes)
 
     @contextlib.contextmanager
     def _reporting(self, total: int, callback: StepCallback | None) -> Iterator[Callable[[str], Progress]]:
@@ -343,8 +370,7 @@ class RodinPipeline:
                                       guidance_stop=settings["guidance_stop"], progress=progress)
             tried.append((planes, some))
             if candidates > 1:
-                fronts = torch.cat([self._avatar(p, {}).turntable(1, LOOK_SIZE) for p in planes]).clamp(0, 1)
-                likeness.append((self.conditioner.encode_image(fronts.permute(0, 3, 1, 2)) * z).sum(-1))
+                likeness.append((self._seen(planes) * z).sum(-1))
         if candidates == 1:
             return tried[0]
         best = torch.stack(likeness).argmax(0).tolist()

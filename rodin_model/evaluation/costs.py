@@ -65,9 +65,8 @@ def measure(model: str | None, device: str, views: int = VIEWS, size: int = SIZE
     with clock.stage("load"):
         pipe = RodinPipeline.from_pretrained(model, device=device)
     pipe.set_progress_bar_config(disable=True)
-    for name, part, method in (("prior", pipe, "_latents"), ("base", pipe, "_coarse"),
-                               ("upsampler", pipe.upsampler, "sample")):
-        setattr(part, method, _timed(getattr(part, method), clock, name))
+    for name, method in (("prior", "_latents"), ("base", "_coarse"), ("upsampler", "_fine")):
+        setattr(pipe, method, _timed(getattr(pipe, method), clock, name))
     avatar = pipe(SENTENCE, generator=torch.Generator().manual_seed(0)).avatars[0]
     with clock.stage("picture"):
         avatar.turntable(1, size)

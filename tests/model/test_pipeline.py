@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -186,6 +187,26 @@ def test_the_candidate_that_looks_most_as_asked_is_kept(pipe: RodinPipeline) -> 
     torch.testing.assert_close(pipe.edit(chosen, "a hat", strength=0.0).planes, chosen.planes)
     with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 64; got 0"):
         pipe(WORDS[1], candidates=0)
+
+
+def test_what_a_look_misses_is_said_again(pipe: RodinPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = pipe(WORDS[1], generator=seeded(3)).avatars[0]
+    z, seed = plain.metadata["z"], plain.metadata["noise_seed"]
+    seen = pipe.conditioner.encode_image(plain.turntable(1, 128).permute(0, 3, 1, 2))[0]
+    monkeypatch.setattr(pipe, "index", dataclasses.replace(pipe.index, feedback=0.5))
+    steps: list[str] = []
+    looked = pipe(WORDS[1], generator=seeded(3), callback_on_step_end=lambda _, __, stage, ___: steps.append(stage))
+    told = torch.nn.functional.normalize(z + 0.5 * (z - seen), dim=0)
+    coarse = pipe.base.sample(z[None], generators=[stage_generator(seed, "base")], steps=3)
+    wanted = pipe.upsampler.sample(coarse, told[None], generators=[stage_generator(seed, "upsampler")], steps=2)[0]
+    again = looked.avatars[0]
+    torch.testing.assert_close(again.planes, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(again.planes, plain.planes, atol=1e-3)
+    assert torch.equal(again.metadata["z"], z) and steps.count("upsampler") == 4  # two steps, twice
+    ends = pipe.interpolate(again, pipe(WORDS[0], generator=seeded(4)).avatars[0], 2)
+    torch.testing.assert_close(ends[0].planes, again.planes, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="feedback must lie between 0 and 4; got -1"):
+        dataclasses.replace(pipe.index, feedback=-1)
 
 
 def test_an_edit_keeps_the_noise_and_moves_z(pipe: RodinPipeline, bearded: Avatar) -> None:
