@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from rodin_model.checkpoints import tensor_shapes
+from rodin_model.budget import load_part
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.config import LATENT_SIZE, from_dict
 from rodin_model.decoder import load_decoder, save_decoder
@@ -46,8 +44,6 @@ from rodin_model.upsampler import Upsampler
 
 if TYPE_CHECKING:
     from rodin_kernels import TinyDecoder
-
-T = TypeVar("T")
 
 #: Pixels at which avatars are looked at on the way.
 LOOK_SIZE = 128
@@ -96,12 +92,12 @@ class RodinPipeline:
         """
         folder = find_model(path)
         index = from_dict(ModelIndex, read_json(folder / INDEX_FILE))
-        towers = conditioner or _load_part(TowerConditioner.from_folder, folder / "towers")
-        prior = _load_part(LatentPrior.from_folder, folder / "prior")
-        base = _load_part(BaseDiffusion.from_folder, folder / "base")
-        upsampler = _load_part(Upsampler.from_folder, folder / "upsampler")
-        decoder, _, conventions = _load_part(load_decoder, folder / "decoder")
-        refiner = _load_part(Refiner.from_folder, folder / "refiner") if index.refiner else None
+        towers = conditioner or load_part(TowerConditioner.from_folder, folder / "towers")
+        prior = load_part(LatentPrior.from_folder, folder / "prior")
+        base = load_part(BaseDiffusion.from_folder, folder / "base")
+        upsampler = load_part(Upsampler.from_folder, folder / "upsampler")
+        decoder, _, conventions = load_part(load_decoder, folder / "decoder")
+        refiner = load_part(Refiner.from_folder, folder / "refiner") if index.refiner else None
         return cls(towers, prior, base, upsampler, decoder, conventions, index, refiner).to(device)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -382,25 +378,3 @@ class RodinPipeline:
         marked = {"digital_source_type": SOURCE_TYPE, "generator": software(), "model": self.index.name, **metadata}
         return Avatar(planes.contiguous(), self.decoder, layout, self.conventions["reduce"],  # type: ignore[arg-type]
                       self.conventions["align_corners"], self.conventions["padding_mode"], marked)
-
-
-class _Budget(TorchFunctionMode):
-    """While a part is built, it may ask for no more memory than its files fill, and some for buffers."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        shapes = [shape for path in folder.glob("*.safetensors") for shape in tensor_shapes(path).values()]
-        self.folder, self.left = folder, 2 * sum(map(math.prod, shapes)) + 2**22
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand):
-            size = args[0] if args and not isinstance(args[0], int) else [n for n in args if isinstance(n, int)]
-            self.left -= math.prod(size)
-            if self.left < 0:
-                raise ValueError(f"{self.folder / 'config.json'} asks for more than the tensors beside it hold")
-        return func(*args, **(kwargs or {}))
-
-
-def _load_part(read: Callable[[Path], T], folder: Path) -> T:
-    with _Budget(folder):
-        return read(folder)
