@@ -161,6 +161,12 @@ def ray_depths(views: Views) -> Tensor:
     return torch.where(depth > 0, depth, wide)
 
 
+def stored_ray_depths(views: Views) -> Tensor:
+    """`ray_depths` of a whole data set, float16, a few avatars at a time: in float32 they would fill the memory."""
+    return torch.cat([ray_depths(Views(*(part[i:i + 64] for part in views))).half()
+                      for i in range(0, len(views.rgb), 64)])
+
+
 def draw_rays(views: Views, depths: Tensor, count: int, samples: int,
               keys: Sequence[tuple[int, ...]] | torch.Generator) -> Rays:
     """`count` rays of each avatar by its key, three quarters of them through or beside the avatar.

@@ -75,6 +75,11 @@ class Upsampler(TriplaneDiffusion):
             clean = detail(clean, cond, z)
         return torch.cat([clean, output[:, :, self.channels:]], 2)
 
+    def first_estimate(self, noise: Tensor, z: Tensor, cond: Tensor) -> Tensor:
+        """The normalised planes [B, 3, C, R, R] that are predicted from noise alone, for models that predict planes."""
+        last = torch.full((len(noise),), self.noise.steps - 1, device=noise.device)
+        return self.predict(noise, last, z, cond)[:, :, :self.channels]
+
     def configuration(self) -> DiffusionConfig:
         """All that `configured` needs to build such a model."""
         return dataclasses.replace(super().configuration(), details=self.detail_configs())

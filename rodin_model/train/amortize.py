@@ -32,7 +32,7 @@ from rodin_model.fit import FitConfig, coarse_start, decode_points, plane_loss, 
 from rodin_model.fit_data import Cloud, draw_points, load_clouds
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, draw_keys, step_randomness
 from rodin_model.train.fit import SHARD, planes_file
-from rodin_model.train.resume import add_imagined, add_settings, settings_of
+from rodin_model.train.resume import add_bounds, add_imagined, add_settings, settings_of, status_of
 
 #: Frequencies of the waves that a description holds for each of SHAPE, in half periods from -2 to 2.
 WAVES = (1, 2, 4)
@@ -145,19 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--within", help="folder of a base diffusion: seek the planes in its principal components")
     parser.add_argument("--planes", help="folder for the planes of the first data set, as fit coarse writes them")
     add_imagined(parser)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
-    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
-    parser.add_argument("--save-every", type=int, default=1000)
+    add_bounds(parser, save_every=1000)
     add_settings(parser, DenoiserSettings)
     parser.set_defaults(batch=32, steps=10000, learning_rate=1e-3, cooldown=0.6, ema=0.998, precision="fp32")
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, args)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.principal import PrincipalDenoiser
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
-from rodin_model.train.resume import add_settings, settings_of
+from rodin_model.train.resume import add_bounds, add_settings, settings_of, status_of
 
 
 class BaseLosses:
@@ -44,10 +44,7 @@ def arguments_of(doc: str | None, program: str) -> argparse.ArgumentParser:
     parser.add_argument("--coarse", required=True, help="folder of coarse planes from rodin_model.train.fit")
     parser.add_argument("--latents", required=True, help="file from rodin_model.train.latents")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
-    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
-    parser.add_argument("--save-every", type=int, default=500)
+    add_bounds(parser, save_every=500)
     add_settings(parser, DenoiserSettings)
     return parser
 
@@ -79,12 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--principal", help="the folder model/ of rodin_model.train.principal, for presets with one")
     parser.add_argument("--init", help="the folder model/ of a trained base diffusion whose U-Net to start from")
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, args)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from rodin_model.fit_data import BEHIND, EVERYWHERE, FEATURES, Box, Cloud, draw_
 from rodin_model.noise import beside
 from rodin_model.train.denoiser import DenoiserSettings, DenoiserTrainer, all_planes, statistics, step_randomness
 from rodin_model.train.latents import Latents
-from rodin_model.train.resume import add_settings, settings_of
+from rodin_model.train.resume import add_bounds, add_settings, settings_of, status_of
 from rodin_model.train.upsample import Conditions, begin_with
 from rodin_model.upsampler import Upsampler
 
@@ -72,8 +72,7 @@ def seen_windows(model: Upsampler, detail: Detail, conditions: Conditions, rows:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 cond, z = conditions(model, some, rng, generator)
                 noise = torch.randn(cond.shape, generator=generator, device=device)
-                last = torch.full((len(some),), model.noise.steps - 1, device=device)
-                planes = model.predict(noise, last, z, cond)[:, :, :model.channels]
+                planes = model.first_estimate(noise, z, cond)
             for kept, whole in ((windows.planes, planes), (windows.cond, cond)):
                 kept[start:start + len(some), variant] = detail.cut(whole).half()
             bar.update(len(some))
@@ -200,19 +199,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", type=int, default=2, help="how often each avatar is seen from other conditions")
     parser.add_argument("--kept", type=int, default=4096, help="points of each avatar that are kept, of either kind")
     parser.add_argument("--points", type=int, default=768, help="points of each kind of an avatar in a step")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
-    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
-    parser.add_argument("--save-every", type=int, default=1000)
+    add_bounds(parser, save_every=1000)
     add_settings(parser, DenoiserSettings)
     parser.set_defaults(batch=16, steps=40000, learning_rate=2e-3, cooldown=0.7, text_share=0.4)
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, args)
 
 
 if __name__ == "__main__":

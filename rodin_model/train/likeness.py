@@ -40,10 +40,10 @@ from rodin_model.fit_data import (
     Views,
     draw_points,
     draw_rays,
-    ray_depths,
     read_cloud,
     read_views,
     shell_samples,
+    stored_ray_depths,
 )
 from rodin_model.noise import beside
 from rodin_model.towers import Towers
@@ -55,7 +55,7 @@ from rodin_model.train.denoiser import (
 )
 from rodin_model.train.detail import Windows
 from rodin_model.train.latents import Latents
-from rodin_model.train.resume import add_settings, settings_of
+from rodin_model.train.resume import add_bounds, add_settings, settings_of, status_of
 from rodin_model.train.upsample import remade
 from rodin_model.upsampler import Upsampler
 
@@ -182,8 +182,7 @@ def drawn(model: Upsampler, base: BaseDiffusion, z: Tensor, seed: int, batch: in
         coarse = remade(base, base.mean.expand(len(some), -1, -1, -1, -1), some, last, generator, quick=True)
         told = model.condition(coarse)
         noise = torch.randn(told.shape, generator=generator, device=device)
-        last = torch.full((len(some),), model.noise.steps - 1, device=device)
-        made = model.predict(noise, last, some, told)[:, :, :model.channels]
+        made = model.first_estimate(noise, some, told)
         for kept, whole in ((planes, made), (cond, told)):
             kept[start:start + batch] = whole.unflatten(0, (-1, variants)).half()
     return Windows(planes, cond, z)
@@ -213,9 +212,7 @@ def gathered(args: argparse.Namespace, trained: Upsampler, settings: DenoiserSet
         raise ValueError(f"--data has {first} avatars; --latents knows {len(latents.pictures)}")
     cloud = Cloud(*(torch.cat(part) for part in zip(*clouds, strict=True)))
     views = Views(*(torch.cat(part) for part in zip(*pictures, strict=True)))
-    depths = torch.cat([ray_depths(Views(*(part[i:i + 64] for part in views))).half()
-                        for i in range(0, len(views.rgb), 64)])
-    return Known(windows, cloud, views, depths)
+    return Known(windows, cloud, views, stored_ray_depths(views))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -253,21 +250,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--reading", type=float, default=0.5, help="weight of what the towers' heads read in it")
     parser.add_argument("--points", type=int, default=4096, help="points of an avatar in a step")
     parser.add_argument("--rays", type=int, default=768, help="rays through its pictures in a step")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
-    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
-    parser.add_argument("--save-every", type=int, default=100)
+    add_bounds(parser, save_every=100)
     parser.add_argument("--log-every", type=int, default=25)
     add_settings(parser, DenoiserSettings)
     parser.set_defaults(batch=4, steps=4000, learning_rate=3e-4, warmup=20, weight_decay=0.0, ema=0.98,
                         image_weight=40.0, precision="fp32")
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, args)
 
 
 if __name__ == "__main__":

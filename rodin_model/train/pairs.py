@@ -73,8 +73,7 @@ def upsampled(model: RodinPipeline, coarse: Tensor, z: Tensor, generator: torch.
         return part.sample(coarse, z, generators=[generator], steps=steps)[0]
     condition = part.condition(coarse)
     noise = torch.randn(condition.shape, generator=generator).to(condition)
-    last = torch.full((1,), part.noise.steps - 1, device=noise.device)
-    return part.denormalize(part.predict(noise, last, z, condition).float()[:, :, :part.channels])[0]
+    return part.denormalize(part.first_estimate(noise, z, condition).float())[0]
 
 
 class PairMaker:

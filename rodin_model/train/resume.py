@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,24 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
         if isinstance(field.default, bool):
             kind = {"action": "store_true"}
         parser.add_argument("--" + field.name.replace("_", "-"), default=field.default, **kind)
+
+
+def add_bounds(parser: argparse.ArgumentParser, save_every: int) -> None:
+    """Options for where a training runs, when it stops, and how often it is saved."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--until", type=int, help="stop at this step; the same command goes on from there")
+    parser.add_argument("--minutes", type=float, help="end after so long, whatever --steps says")
+    parser.add_argument("--save-every", type=int, default=save_every)
+
+
+def status_of(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """The exit status of a command: 2, and one line of explanation, if something it needs is missing or wrong."""
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def add_imagined(parser: argparse.ArgumentParser) -> None:

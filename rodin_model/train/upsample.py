@@ -27,7 +27,7 @@ from rodin_model.decoder import load_decoder
 from rodin_model.diffusion import BaseDiffusion, TriplaneDiffusion
 from rodin_model.fit import FitConfig, decode_points, enlarge, fine_start, plane_loss, point_loss
 from rodin_model.fit import picture_loss as ray_loss
-from rodin_model.fit_data import Cloud, Rays, Views, draw_points, draw_rays, load_clouds, load_views, ray_depths
+from rodin_model.fit_data import Cloud, Rays, Views, draw_points, draw_rays, load_clouds, load_views, stored_ray_depths
 from rodin_model.noise import beside
 from rodin_model.train.base import arguments_of
 from rodin_model.train.denoiser import (
@@ -39,7 +39,7 @@ from rodin_model.train.denoiser import (
     step_randomness,
 )
 from rodin_model.train.latents import Latents
-from rodin_model.train.resume import settings_of
+from rodin_model.train.resume import settings_of, status_of
 from rodin_model.upsampler import Upsampler, degrade
 
 #: How many of the coarse planes the base diffusion makes anew, and in how many steps.
@@ -156,8 +156,7 @@ class PointLosses:
         self.conditions, self.cloud, self.points = conditions, cloud, points
         self.decoder, self.config = decoder.requires_grad_(False), config
         self.views, self.rays = views, rays
-        self.depths = None if views is None else torch.cat(
-            [ray_depths(Views(*(part[i:i + 64] for part in views))).half() for i in range(0, len(views.rgb), 64)])
+        self.depths = None if views is None else stored_ray_depths(views)
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         settings, device = self.conditions.settings, model.mean.device
@@ -270,12 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--init", help="the folder model/ of a trained upsampler to start from")
     parser.set_defaults(batch=4, image_weight=1.0)
     args = parser.parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(run, args)
 
 
 if __name__ == "__main__":
