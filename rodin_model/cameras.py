@@ -96,3 +96,10 @@ def sample_cameras(count: int, seed: int, size: int = 128) -> list[Camera]:
     yaw = np.where(front, rng.uniform(-90, 90, count), rng.uniform(-180, 180, count))
     pitch = np.clip(rng.normal(5.0, 12.0, count), -20.0, 35.0)
     return [Camera.orbit(float(y), float(p), size) for y, p in zip(yaw, pitch, strict=True)]
+
+
+def portrait_cameras(count: int, seed: int, size: int = 128, *, max_yaw: float = 70.0) -> list[Camera]:
+    """Seeded cameras that see a face: any yaw up to `max_yaw` degrees to either side, pitch about 5, -10 to 20."""
+    rng = np.random.default_rng([0xFACE, seed])
+    yaw, pitch = rng.uniform(-max_yaw, max_yaw, count), np.clip(rng.normal(5.0, 5.0, count), -10.0, 20.0)
+    return [Camera.orbit(float(y), float(p), size) for y, p in zip(yaw, pitch, strict=True)]

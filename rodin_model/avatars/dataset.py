@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from rodin_model.avatars.attributes import Attributes, sample_attributes
 from rodin_model.avatars.geometry import AvatarField
 from rodin_model.avatars.pictures import Picture, render_views
 from rodin_model.avatars.points import sample_points
-from rodin_model.cameras import Camera, sample_cameras
+from rodin_model.cameras import Camera, portrait_cameras, sample_cameras
 from rodin_model.checkpoints import save_tensors
 
 #: Avatars in one file, and the step between the seeds of two data sets.
@@ -43,6 +44,7 @@ class Recipe:
     size: int = 128
     uniform: int = 12_000
     surface: int = 40_000
+    max_yaw: int = 180
 
 
 def imagined_avatars(seed: int, count: int) -> list[Attributes]:
@@ -50,9 +52,13 @@ def imagined_avatars(seed: int, count: int) -> list[Attributes]:
     return [sample_attributes(seed * SEED_STEP + number) for number in range(count)]
 
 
-def avatar_cameras(identity: int, views: int, size: int) -> list[Camera]:
-    """The cameras of one avatar: the front (yaw 0, pitch 5 degrees), then seeded ones all around."""
-    return [Camera.orbit(0.0, 5.0, size), *sample_cameras(max(views - 1, 0), identity, size)][:views]
+def avatar_cameras(identity: int, views: int, size: int, max_yaw: int = 180) -> list[Camera]:
+    """The cameras of one avatar: the front (yaw 0, pitch 5 degrees), then seeded ones all around.
+
+    With `max_yaw` below 180 these are cameras of portraits, no further aside than so many degrees.
+    """
+    draw = sample_cameras if max_yaw >= 180 else partial(portrait_cameras, max_yaw=max_yaw)
+    return [Camera.orbit(0.0, 5.0, size), *draw(max(views - 1, 0), identity, size)][:views]
 
 
 def make_avatar(identity: int, recipe: Recipe, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -64,7 +70,7 @@ def make_avatar(identity: int, recipe: Recipe, device: torch.device | str = "cpu
     uint8 [N, 3]: the first `uniform` points fill the box, the others lie near the surface.
     """
     field = AvatarField(sample_attributes(identity), device)
-    tensors = _seen(field, avatar_cameras(identity, recipe.views, recipe.size), recipe.size)
+    tensors = _seen(field, avatar_cameras(identity, recipe.views, recipe.size, recipe.max_yaw), recipe.size)
     points, distance, color = sample_points(field, recipe.uniform, recipe.surface, seed=identity)
     return {**tensors, "points": points.half(), "distance": distance.half(), "color": _bytes(color)}
 
@@ -118,8 +124,10 @@ def write_shard(folder: str | Path, index: int, recipe: Recipe, device: torch.de
 
 def _recipe_text(recipe: Recipe) -> str:
     """What must agree for a shard to be kept; the count may grow between runs."""
-    return json.dumps({"seed": recipe.seed, "views": recipe.views, "size": recipe.size, "uniform": recipe.uniform,
-                       "surface": recipe.surface}, sort_keys=True)
+    parts = {"seed": recipe.seed, "views": recipe.views, "size": recipe.size, "uniform": recipe.uniform,
+             "surface": recipe.surface}
+    # all around is how every older data set was made, which does not say so
+    return json.dumps(parts | ({"max_yaw": recipe.max_yaw} if recipe.max_yaw < 180 else {}), sort_keys=True)
 
 
 def missing_shards(folder: str | Path, recipe: Recipe, first: int = 0) -> list[int]:
@@ -242,6 +250,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="0 is the training set, 1 the held-out set")
     parser.add_argument("--views", type=int, default=8,
                         help="pictures of an avatar, the first from the front; 0 for points alone")
+    parser.add_argument("--max-yaw", type=int, default=180,
+                        help="degrees that cameras stand aside at most; below 180 these are cameras of portraits")
     parser.add_argument("--size", type=int, default=128, help="width and height of the pictures in pixels")
     parser.add_argument("--uniform", type=int, default=12_000,
                         help="points in the whole box; 0 here and for --surface for pictures alone")
@@ -251,13 +261,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda")
     options = parser.parse_args(arguments)
     try:
-        for name in ("count", "size", "workers"):
+        for name in ("count", "size", "workers", "max_yaw"):
             if getattr(options, name) < 1:
-                raise ValueError(f"--{name} must be at least 1; got {getattr(options, name)}")
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")
         for name in ("seed", "views", "uniform", "surface", "first_shard"):
             if getattr(options, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must not be negative; got {getattr(options, name)}")
-        recipe = Recipe(options.seed, options.count, options.views, options.size, options.uniform, options.surface)
+        recipe = Recipe(options.seed, options.count, options.views, options.size, options.uniform, options.surface,
+                        options.max_yaw)
         made = build(options.output, recipe, workers=options.workers, first=options.first_shard, device=options.device)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -75,7 +75,11 @@ class AroundTrainer(training.TowersTrainer):
         size = self.towers.config.image_size
         self.seen = Views.load(data, size, MAX_YAW, self.device)
         self.labels, self.shapes = self.seen.labels(), self.seen.shapes()
-        self.wanted = caption_means(self.towers, self.seen.attributes, captions, workers)
+        self.wanted = self.wanted_latents(captions, workers)
+
+    def wanted_latents(self, captions: int, workers: int) -> Tensor:
+        """The z that is wanted of every avatar [avatars, 512]: the mean of its captions'."""
+        return caption_means(self.towers, self.seen.attributes, captions, workers)
 
     def modules(self) -> dict[str, nn.Module]:
         """What a state holds: the running average, too."""

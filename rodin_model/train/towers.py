@@ -284,20 +284,15 @@ def start_from(towers: Towers, folder: str | Path) -> None:
 
 def trainer_of(options: argparse.Namespace, settings: Settings) -> TowersTrainer:
     """The trainer that the command line asks for."""
-    if options.photographs:
-        from rodin_model.train.photograph_tower import PhotographTrainer
-
-        if not options.start:
-            raise ValueError("--photographs needs --start, the towers whose latents are to stay")
-        start = TowerConditioner.from_folder(options.start).towers
-        return PhotographTrainer(options.output, settings, options.data, start, options.device)
-    if options.around:
+    if options.around or options.aside:
         from rodin_model.train.around import AroundTrainer
+        from rodin_model.train.aside import AsideTrainer
 
+        name, kind = ("aside", AsideTrainer) if options.aside else ("around", AroundTrainer)
         if not options.start:
-            raise ValueError("--around needs --start, the towers whose words are to stay")
+            raise ValueError(f"--{name} needs --start, the towers whose words are to stay")
         start = TowerConditioner.from_folder(options.start).towers
-        return AroundTrainer(options.output, settings, options.data, start, options.device, workers=options.workers)
+        return kind(options.output, settings, options.data, start, options.device, workers=options.workers)
     trainer = TowersTrainer(options.output, settings, options.data, device=options.device)
     if options.start and trainer.step == 0:
         start_from(trainer.towers, options.start)
@@ -310,12 +305,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", nargs="*", default=[], help="folders of data sets")
     parser.add_argument("--output", required=True, help="folder for the state, stats.jsonl and the result")
     parser.add_argument("--start", help="folder of towers to begin with")
-    parser.add_argument("--photographs", action="store_true",
-                        help="teach the picture tower of --start to read photographs, moving it as little as possible")
     parser.add_argument("--around", action="store_true",
                         help="teach the picture tower to read portraits from the side, plain and as photographs")
+    parser.add_argument("--aside", action="store_true",
+                        help="the same for a tower that stays as it is in front, as what was trained with it needs")
     parser.add_argument("--held-out", nargs="*",
-                        help="with --photographs or --around: data sets to compare the tower with that of --start on")
+                        help="with --around or --aside: data sets to compare the tower with that of --start on")
     parser.add_argument("--workers", type=int, default=1, help="with --around: processes that write captions")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, help="end after so much time; the learning rate follows the clock")
@@ -327,17 +322,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pace = Pace(settings.steps, options.minutes)
         towers = trainer_of(options, settings).run(save_every=options.save_every, pace=pace)
-        if options.held_out and options.around:
+        if options.held_out and (options.around or options.aside):
             from rodin_model.train.around import probe_around
 
             for name, some in (("before", TowerConditioner.from_folder(options.start).towers), ("after", towers)):
                 print(name, probe_around(some.to(options.device), options.held_out))
-        elif options.held_out and options.photographs:
-            from rodin_model.train.photograph_tower import probe
-
-            teacher = TowerConditioner.from_folder(options.start).towers
-            for name, some in (("before", teacher), ("after", towers)):
-                print(name, {k: round(v, 4) for k, v in probe(some, options.held_out, teacher).items()})
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,16 +23,20 @@ from rodin_model.train.views import Views, uniform_on_host
 from tests.model.test_conditioning import seeded
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Four avatars, noise from the front, from 10, 50 and 100 degrees aside."""
+def noise_views(folder: Path) -> Path:
+    """A data set of four avatars, noise from the front, from 10, 50 and 100 degrees aside."""
     rng = np.random.default_rng(0)
     cameras = torch.stack([Camera.orbit(yaw, 5.0, 32).cam2world for yaw in (0.0, -10.0, 50.0, 100.0)])
-    checkpoints.save_tensors(tmp_path / "data/shard-00000.safetensors", {
+    checkpoints.save_tensors(folder / "shard-00000.safetensors", {
         "images": torch.from_numpy(rng.integers(0, 256, (4, 4, 32, 32, 4), dtype=np.uint8)),
         "cam2world": cameras.expand(4, -1, -1, -1).contiguous()}, {
             "format": FORMAT, "attributes": json.dumps([sample_attributes(i).to_dict() for i in range(4)])})
-    return tmp_path / "data"
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return noise_views(tmp_path / "data")
 
 
 def trainer(folder: Path, data: Path, steps: int = 4) -> AroundTrainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_cameras_and_pictures_come_back(folder: Path) -> None:
     assert cameras[0].cam2world[0, 3].abs() < 1e-6 and cameras[0].cam2world[2, 3] > 4, "the first view is the front"
     picture = render_avatar(data.attributes(1), cameras[1])
     torch.testing.assert_close(data.images(1)[1], picture.rgb, rtol=0, atol=0.012)
+
+
+def test_cameras_of_portraits_see_the_face(tmp_path: Path) -> None:
+    recipe = Recipe(count=1, views=60, size=4, uniform=0, surface=0, max_yaw=50)
+    yaw = [camera.yaw for camera in avatar_cameras(7, 60, 4, 50)]
+    assert yaw[0] == pytest.approx(0) and 40 < max(map(abs, yaw)) <= 50 and min(yaw) < -30
+    assert max(abs(camera.yaw) for camera in avatar_cameras(7, 60, 4)) > 120
+    write_shard(tmp_path, 0, recipe)
+    stored = [camera.yaw for camera in AvatarDataset(tmp_path).cameras(0)]
+    assert stored == pytest.approx([camera.yaw for camera in avatar_cameras(0, 60, 4, 50)], abs=1e-3)
+    with pytest.raises(ValueError, match="made with other settings"):
+        build(tmp_path, replace(recipe, max_yaw=180), progress=False)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(count=2, views=0, size=16, uniform=20, surface=30),

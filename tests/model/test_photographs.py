@@ -1,17 +1,12 @@
-"""Photographs for training: repeatable, never mirrored, and the tower that learns them stays where it was."""
+"""Photographs for training: repeatable, never mirrored, of every kind."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
-from rodin_model.towers import Towers
-from rodin_model.train import photographs, towers
-from rodin_model.train.photograph_tower import PhotographTrainer, plain, probe
+from rodin_model.train import photographs
 from rodin_model.train.photographs import Draws, framed, lit, photographed
-from tests.model.test_conditioning import fake_data, seeded
 
 
 def heads(count: int, size: int = 32) -> torch.Tensor:
@@ -75,59 +70,3 @@ def test_backgrounds_are_of_every_kind() -> None:
 def test_other_pictures_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"rgba must be \[B, 4, S, S\]"):
         photographed(torch.zeros(shape), torch.Generator())
-
-
-def pupil(folder: Path, steps: int, rate: float) -> tuple[PhotographTrainer, Towers]:
-    """A trainer on the fake data, and the towers it starts from."""
-    settings = towers.Settings(steps=steps, image_batch=8, learning_rate=rate)
-    return PhotographTrainer(folder / "run", settings, [fake_data(folder / "data")], seeded()), seeded()
-
-
-def cameras(monkeypatch: pytest.MonkeyPatch, *yaws: float) -> None:
-    """The fake data has no cameras; these stand for them."""
-    from rodin_model.avatars.dataset import AvatarDataset
-    from rodin_model.cameras import Camera
-    monkeypatch.setattr(AvatarDataset, "cameras", lambda self, i: [Camera.orbit(yaw, 5.0, 32) for yaw in yaws])
-
-
-def test_the_pupil_learns_and_its_words_and_statistics_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cameras(monkeypatch, 0.0, -60.0)
-    trainer, before = pupil(tmp_path, 3, 1e-2)
-    after = trainer.run()
-    assert torch.equal(after.text.groups, before.text.groups)
-    assert torch.equal(after.heads.linear.weight, before.heads.linear.weight)
-    assert torch.equal(after.image.face[1].running_mean, before.image.face[1].running_mean)
-    assert not torch.equal(after.image.head.weight, before.image.head.weight)
-
-
-def test_plain_pictures_pull_back_a_pupil_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cameras(monkeypatch, 0.0, 30.0)
-    trainer, _ = pupil(tmp_path, 40, 3e-3)
-    first = trainer.losses(0)
-    assert first["plain"].item() < 1e-5 < first["photograph"].item()
-    torch.nn.init.normal_(trainer.towers.image.head.weight, std=0.05)
-    lost = trainer.losses(0)["plain"].item()
-    trainer.run()
-    assert trainer.losses(0)["plain"].item() < 0.6 * lost
-
-
-def test_backs_of_heads_are_no_portraits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cameras(monkeypatch, 0.0, 150.0)
-    trainer, _ = pupil(tmp_path, 1, 1e-3)
-    trainer.prepare()
-    assert trainer.pictures is not None and trainer.pictures.views.tolist() == [1, 1, 1, 1]
-    assert trainer.wanted is not None and trainer.wanted.shape == (4, 512)
-
-
-def test_the_probe_tells_teachers_from_pupils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cameras(monkeypatch, 0.0, 30.0)
-    teacher, other, data = seeded(), seeded(), [fake_data(tmp_path)]
-    torch.nn.init.normal_(other.image.head.weight, std=0.05)
-    same, moved = probe(teacher, data, teacher), probe(other, data, teacher)
-    assert same["plain_alike"] == pytest.approx(1, abs=1e-5) and moved["plain_alike"] < 0.9
-    assert same["photograph_alike"] < 0.9999 and 0 < same["plain"] < 1
-    assert set(probe(teacher, data)) == {"plain", "photograph"}
-
-
-def test_plain_is_the_picture_on_white() -> None:
-    assert torch.equal(plain(torch.zeros(1, 4, 2, 2)), torch.ones(1, 3, 2, 2))
