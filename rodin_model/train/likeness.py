@@ -63,8 +63,6 @@ from rodin_model.upsampler import Upsampler
 GLANCE, GLANCE_SAMPLES = 64, 40
 #: Degrees, as standard deviations, by which the view leaves that of a portrait.
 YAW, PITCH = 4.0, 3.0
-#: What so few pixels show that it is asked for more than once.
-CARE = {"nose": 2.5, "lips": 2.5}
 
 
 def portrait_camera(size: int, rng: np.random.Generator) -> Camera:
@@ -110,11 +108,11 @@ def _glance(planes: Tensor, decoder: TinyDecoder, camera: Camera, shared: dict) 
 def disagreement(towers: Towers, seen: Tensor, z: Tensor) -> Tensor:
     """How differently the heads read two latents [B, 512]: Kullback-Leibler divergence from what z says, [].
 
-    Mean over the attributes, those of `CARE` with their weights. Differentiable in `seen`.
+    Mean over the attributes. Differentiable in `seen`.
     """
     (ours, _), (wanted, _) = towers.heads(seen), towers.heads(z)
     return torch.stack([F.kl_div(ours[name].log_softmax(-1), wanted[name].log_softmax(-1), reduction="batchmean",
-                                 log_target=True) * CARE.get(name, 1.0) for name in CHOICES]).mean()
+                                 log_target=True) for name in CHOICES]).mean()
 
 
 class Known(NamedTuple):

@@ -94,20 +94,6 @@ def test_who_is_read_alike_does_not_disagree() -> None:
     assert float(disagreement(towers, a, a).detach().abs()) < 1e-6 < float(disagreement(towers, a, b).detach())
 
 
-def test_small_features_count_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    towers = Towers(TowersConfig(buckets=64, text_width=16, text_layers=1, image_size=32, image_widths=(4, 8)))
-    a, b = F.normalize(torch.randn(2, 3, 512), dim=-1)
-    with torch.no_grad():
-        found = disagreement(towers, a, b)
-        monkeypatch.setattr(command, "CARE", {})
-        evenly = disagreement(towers, a, b)
-        (ours, _), (wanted, _) = towers.heads(a), towers.heads(b)
-        extra = sum(1.5 * F.kl_div(ours[name].log_softmax(-1), wanted[name].log_softmax(-1), reduction="batchmean",
-                                   log_target=True) for name in ("nose", "lips"))
-    torch.testing.assert_close(found - evenly, extra / len(ours), rtol=1e-3, atol=1e-6)
-
-
 def scene() -> tuple[Upsampler, LikenessLosses]:
     torch.manual_seed(0)
     model = Upsampler(UNET, NoiseConfig(steps=10, prediction="sample"), 4, (
