@@ -81,6 +81,10 @@ class AroundTrainer(training.TowersTrainer):
         """The z that is wanted of every avatar [avatars, 512]: the mean of its captions'."""
         return caption_means(self.towers, self.seen.attributes, captions, workers)
 
+    def below(self, most: int, count: int, generator: torch.Generator) -> Tensor:
+        """int64 [count]: numbers below `most`, drawn on the device."""
+        return torch.randint(most, (count,), generator=generator, device=self.device)
+
     def modules(self) -> dict[str, nn.Module]:
         """What a state holds: the running average, too."""
         return {**super().modules(), "average": self.average}
@@ -99,12 +103,9 @@ class AroundTrainer(training.TowersTrainer):
     def losses(self, step: int) -> dict[str, Tensor]:
         """The losses of one step, everything drawn from (seed, step)."""
         s, generator = self.settings, self.generator(step)
-
-        def below(most: int) -> Tensor:
-            return torch.randint(most, (s.image_batch,), generator=generator, device=self.device)
-
         front = torch.rand(s.image_batch, generator=generator, device=self.device) < s.front_share
-        chosen = torch.where(front, self.seen.first[below(len(self.labels))], below(len(self.seen)))
+        chosen = torch.where(front, self.seen.first[self.below(len(self.labels), s.image_batch, generator)],
+                             self.below(len(self.seen), s.image_batch, generator))
         who, rgba, part = self.seen.owner[chosen], self.seen.rgba[chosen].float() / 255, s.image_batch // 4
         moved, changed = recolor(augment(rgba[part:2 * part], generator, white=0.8), generator)
         images = torch.cat([plain(rgba[:part]), moved, photographed(rgba[2 * part:], generator)])

@@ -9,13 +9,16 @@ another one: its teacher looks at the mirrored front.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rodin_model.towers import Towers
 from rodin_model.train import towers as training
-from rodin_model.train.around import AroundTrainer
+from rodin_model.train.around import CAPTIONS, AroundTrainer
 from rodin_model.train.changes import color_weights, plain, recolor
 from rodin_model.train.photographs import photographed
 
@@ -30,11 +33,16 @@ class AsideTrainer(AroundTrainer):
     normalisation keeps the teacher's statistics, so that nothing moves unless the weights do.
     """
 
+    def __init__(self, output: str | Path, settings: training.Settings, data: Sequence[str | Path], towers: Towers,
+                 device: str | torch.device = "cpu", captions: int = CAPTIONS, workers: int = 1) -> None:
+        # before a state is read: who goes on has moved already, and is no teacher
+        self.teacher = copy.deepcopy(towers.image).to(device).eval().requires_grad_(False)
+        super().__init__(output, settings, data, towers, device, captions, workers)
+
     def wanted_latents(self, captions: int, workers: int) -> Tensor:
         """What the teacher says of the front and of the mirrored front of every avatar: [avatars, 2, 512]."""
-        teacher = copy.deepcopy(self.towers.image).eval()
         with torch.no_grad():
-            said = [torch.stack([teacher(front), teacher(front.flip(-1))], 1)
+            said = [torch.stack([self.teacher(front), self.teacher(front.flip(-1))], 1)
                     for front in (plain(self.seen.rgba[some].float() / 255) for some in self.seen.first.split(64))]
         return torch.cat(said)
 
@@ -42,13 +50,9 @@ class AsideTrainer(AroundTrainer):
         """The losses of one step, everything drawn from (seed, step)."""
         s, generator, quarter = self.settings, self.generator(step), self.settings.image_batch // 4
         self.towers.image.eval()
-
-        def below(most: int, count: int) -> Tensor:
-            return torch.randint(most, (count,), generator=generator, device=self.device)
-
-        chosen = torch.cat([self.seen.first[below(len(self.labels), quarter)],
-                            below(len(self.seen), s.image_batch - quarter)])
-        who, mirrored = self.seen.owner[chosen], below(2, s.image_batch)
+        chosen = torch.cat([self.seen.first[self.below(len(self.labels), quarter, generator)],
+                            self.below(len(self.seen), s.image_batch - quarter, generator)])
+        who, mirrored = self.seen.owner[chosen], self.below(2, s.image_batch, generator)
         rgba = self.seen.rgba[chosen].float() / 255
         rgba = torch.where(mirrored.bool()[:, None, None, None], rgba.flip(-1), rgba)
         aside, other = recolor(plain(rgba[quarter:-quarter]), generator)

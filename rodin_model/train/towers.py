@@ -34,6 +34,7 @@ from rodin_model.train.resume import (
     mixed_precision,
     save_training,
     settings_of,
+    status_of,
 )
 
 #: Avatars that only lend their words have seeds from here on: far from every data set's.
@@ -76,20 +77,14 @@ class Pictures:
     attributes: list[Attributes]
 
     @classmethod
-    def load(cls, folders: Sequence[str | Path], views: int, size: int, max_yaw: float = 180.0) -> Pictures:
-        """Read the first `views` views of every avatar, resized to `size` pixels; ValueError if there is no avatar.
-
-        Of these, the views that are at most `max_yaw` degrees from the front stay; the first always does.
-        """
+    def load(cls, folders: Sequence[str | Path], views: int, size: int) -> Pictures:
+        """Read the first `views` views of every avatar, resized to `size` pixels; ValueError if there is no avatar."""
         from rodin_model.avatars.dataset import AvatarDataset
         images, attributes = [], []
         for folder in folders:
             data = AvatarDataset(folder)
             for i in range(len(data)):
                 rgba = data.read(i, "images")[:views].permute(0, 3, 1, 2).float()
-                if max_yaw < 180:
-                    yaw = [camera.yaw for camera in data.cameras(i)[:views]]
-                    rgba = rgba[[k for k, angle in enumerate(yaw) if k == 0 or abs(angle) <= max_yaw]]
                 small = F.interpolate(rgba, (size, size), mode="bilinear", antialias=True, align_corners=False)
                 images.append(small.round().clamp(0, 255).byte())
                 attributes.append(data.attributes(i))
@@ -105,11 +100,8 @@ class Pictures:
 
     def draw(self, who: np.ndarray, view: np.ndarray) -> Tensor:
         """Float RGBA [B, 4, S, S] in [0, 1] of avatars `who` from `view` (taken modulo the views that they have)."""
-        return self.images[self.place(who, view)].float() / 255
-
-    def place(self, who: np.ndarray, view: np.ndarray) -> Tensor:
-        """int64 [B]: where among `images` these views are, on their device."""
-        return torch.from_numpy(self.first[who] + view % self.views[who]).to(self.images.device)
+        place = torch.from_numpy(self.first[who] + view % self.views[who]).to(self.images.device)
+        return self.images[place].float() / 255
 
 
 def add_stray_words(text: str, rng: np.random.Generator) -> str:
@@ -299,6 +291,20 @@ def trainer_of(options: argparse.Namespace, settings: Settings) -> TowersTrainer
     return trainer
 
 
+def run(options: argparse.Namespace) -> None:
+    """Train as the options say."""
+    settings = settings_of(options, Settings)
+    torch.backends.cudnn.benchmark = torch.device(options.device).type == "cuda"
+    pace = Pace(settings.steps, options.minutes)
+    towers = trainer_of(options, settings).run(save_every=options.save_every, pace=pace)
+    if options.held_out and (options.around or options.aside):
+        from rodin_model.train.around import probe_around
+
+        for name, some in (("before", TowerConditioner.from_folder(options.start).towers), ("after", towers)):
+            print(name, probe_around(some.to(options.device), options.held_out))
+    print(f"wrote {Path(options.output) / 'model.safetensors'}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m rodin_model.train.towers", description=__doc__.split("\n\n")[0])
@@ -316,22 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="end after so much time; the learning rate follows the clock")
     parser.add_argument("--save-every", type=int, default=250, help="steps between states to resume from")
     add_settings(parser, Settings)
-    options = parser.parse_args(arguments)
-    settings = settings_of(options, Settings)
-    torch.backends.cudnn.benchmark = torch.device(options.device).type == "cuda"
-    try:
-        pace = Pace(settings.steps, options.minutes)
-        towers = trainer_of(options, settings).run(save_every=options.save_every, pace=pace)
-        if options.held_out and (options.around or options.aside):
-            from rodin_model.train.around import probe_around
-
-            for name, some in (("before", TowerConditioner.from_folder(options.start).towers), ("after", towers)):
-                print(name, probe_around(some.to(options.device), options.held_out))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {Path(options.output) / 'model.safetensors'}")
-    return 0
+    return status_of(run, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rodin_model.cameras import Camera
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.train import towers
 from rodin_model.train.around import AroundTrainer, caption_means, probe_around
-from rodin_model.train.changes import in_full_precision
+from rodin_model.train.changes import in_full_precision, plain
 from rodin_model.train.pace import Pace
 from rodin_model.train.views import Views, uniform_on_host
 from tests.model.test_conditioning import seeded
@@ -101,6 +101,10 @@ def test_losses_fall_and_the_clock_ends_the_run(data: Path, tmp_path: Path) -> N
 def test_a_number_for_the_host_comes_from_the_generator() -> None:
     first, second = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
     assert uniform_on_host(first) == float(torch.rand(1, generator=second))
+
+
+def test_plain_is_the_picture_on_white() -> None:
+    assert torch.equal(plain(torch.zeros(1, 4, 2, 2)), torch.ones(1, 3, 2, 2))
 
 
 def test_changes_leave_mixed_precision() -> None:

@@ -38,6 +38,15 @@ def test_the_picture_tower_learns_and_words_and_statistics_stay(tmp_path: Path) 
     assert not torch.equal(after.image.head.weight, before.image.head.weight)
 
 
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    whole, _ = pupil(tmp_path / "whole", 4)
+    pupil(tmp_path / "parts", 4)[0].run(until=2)
+    parts, _ = pupil(tmp_path / "parts", 4)
+    assert parts.step == 2 and torch.equal(parts.wanted, whole.wanted)  # whoever has moved is no teacher
+    assert all(torch.equal(a, b) for a, b in zip(whole.run().state_dict().values(), parts.run().state_dict().values(),
+                                                 strict=True))
+
+
 def test_the_front_pulls_back_a_pupil_that_has_moved(tmp_path: Path) -> None:
     trainer, _ = pupil(tmp_path, 40, 3e-3)
     first = trainer.losses(0)
