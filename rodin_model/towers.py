@@ -130,11 +130,17 @@ def _branch(widths: tuple[int, ...], stride: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, stem, 5, stride, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(), *blocks)
 
 
+def face_of(images: Tensor) -> Tensor:
+    """Where a centred portrait [B, C, S, S] has the face: the middle half of its columns, from 23 % of its rows on."""
+    size = images.shape[-1]
+    top, left, half = round(0.23 * size), size // 4, size // 2
+    return images[:, :, top:top + half, left:left + half]
+
+
 class ImageTower(nn.Module):
     """A picture -> z: two small convolutional networks, over the whole at half size and over the face at full size.
 
-    The face of a centred portrait lies in the middle half of its columns and from 23 % to 73 % of its rows. Both last
-    maps are kept as 4x4 places, because where something is tells what it is.
+    Both last maps are kept as 4x4 places, because where something is tells what it is.
     """
 
     def __init__(self, config: TowersConfig) -> None:
@@ -151,9 +157,7 @@ class ImageTower(nn.Module):
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
         images = (images * 4.0 - 2.0).contiguous(memory_format=torch.channels_last)
-        top, left, half = round(0.23 * size), size // 4, size // 2
-        whole = self.whole(F.avg_pool2d(images, 2))
-        face = self.face(images[:, :, top:top + half, left:left + half])
+        whole, face = self.whole(F.avg_pool2d(images, 2)), self.face(face_of(images))
         places = [F.relu(F.adaptive_avg_pool2d(squeeze(x), 4)).flatten(1)
                   for squeeze, x in ((self.squeeze_whole, whole), (self.squeeze_face, face))]
         features = torch.cat([*places, whole.mean((2, 3)), face.mean((2, 3))], 1)

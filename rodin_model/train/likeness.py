@@ -3,11 +3,13 @@
 Labelled points tell where a surface is, and say little of what makes lips thin or a nose pointed: that is a matter of
 few points. Here the frozen picture tower looks at a front view of the planes, as it looks at a portrait. What it sees
 should be the z that the planes were drawn from (CLIP's similarity as a loss, Jain et al. 2022, Dream Fields), and what
-the towers' heads read in both should agree. The planes are those of use: from latents of pictures and of captions, from
-coarse planes that the base diffusion draws. The U-Net stays as it is, and what it makes of them is computed once. The
-avatars' points, and rays through their pictures, keep the rest of the head in its place. The judge of
-`rodin_model.evaluate` is another network and has no say. Under `torchrun` every process takes a share of the avatars.
-Resumable like `rodin_model.train.base`.
+the towers' heads read in both should agree; the tower looks twice, the second time at a changed picture, since what
+only pleases it does not outlast the change. Planes of a portrait are also compared with it, in what the tower's layers
+make of both (a perceptual loss, as Rodin's upsampler has; Zhang et al. 2018). The planes are those of use: from latents
+of pictures and of captions, from coarse planes that the base diffusion draws. The U-Net stays as it is, and what it
+makes of them is computed once. The avatars' points, and rays through their pictures, keep the rest of the head in its
+place. The judge of `rodin_model.evaluate` is another network and has no say. Under `torchrun` every process takes a
+share of the avatars. Resumable like `rodin_model.train.base`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from rodin_model.fit_data import (
     stored_ray_depths,
 )
 from rodin_model.noise import beside
-from rodin_model.towers import Towers
+from rodin_model.towers import Towers, face_of
+from rodin_model.train.changes import augment, plain
 from rodin_model.train.denoiser import (
     DenoiserSettings,
     DenoiserTrainer,
@@ -55,6 +58,7 @@ from rodin_model.train.denoiser import (
 )
 from rodin_model.train.detail import Windows
 from rodin_model.train.latents import Latents
+from rodin_model.train.perceptual import FeatureDistance
 from rodin_model.train.resume import add_bounds, add_settings, settings_of, status_of
 from rodin_model.train.upsample import remade
 from rodin_model.upsampler import Upsampler
@@ -63,6 +67,8 @@ from rodin_model.upsampler import Upsampler
 GLANCE, GLANCE_SAMPLES = 64, 40
 #: Degrees, as standard deviations, by which the view leaves that of a portrait.
 YAW, PITCH = 4.0, 3.0
+#: Blocks of the tower's branches whose maps are compared.
+DEPTH = 3
 
 
 def portrait_camera(size: int, rng: np.random.Generator) -> Camera:
@@ -74,7 +80,9 @@ def portrait_camera(size: int, rng: np.random.Generator) -> Camera:
 
 def portrait(planes: Tensor, decoder: TinyDecoder, camera: Camera, config: PlanesConfig, *, samples: int = 16,
              generator: torch.Generator | None = None) -> Tensor:
-    """A picture [1, 3, S, S] on white of planes [1, 3, C, R, R] through a square camera, differentiable in the planes.
+    """A picture [1, 4, S, S], premultiplied RGBA in [0, 1], of planes [1, 3, C, R, R] through a square camera.
+
+    Differentiable in the planes.
 
     A glance at `GLANCE`^2 pixels finds about how deep the surface lies; then only rays near the avatar are marched,
     most of their samples beside that surface and the others before it, jittered.
@@ -86,10 +94,10 @@ def portrait(planes: Tensor, decoder: TinyDecoder, camera: Camera, config: Plane
     near, far = box_near_far(origins, directions)
     jitter = torch.rand(1, len(index), samples, **beside(generator)).to(device)
     seen = render_triplane(planes, origins, directions, decoder, near=near, far=far, num_samples=samples,
-                           t=shell_samples(depth[index][None], near, far, jitter), background=planes.new_ones(3),
-                           outputs=("rgb",), **shared)
-    picture = planes.new_ones(size * size, 3).index_copy(0, index, cast(Tensor, seen.rgb)[0])
-    return picture.T.reshape(1, 3, size, size).clamp(0, 1)
+                           t=shell_samples(depth[index][None], near, far, jitter), outputs=("rgb", "opacity"), **shared)
+    rgba = torch.cat([cast(Tensor, seen.rgb)[0], cast(Tensor, seen.opacity)[0, :, None]], 1)
+    picture = planes.new_zeros(size * size, 4).index_copy(0, index, rgba)
+    return picture.T.reshape(1, 4, size, size).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -131,11 +139,13 @@ class LikenessLosses:
     """What the tower sees against z, and points and rays of the avatars themselves; all drawn from (seed, step)."""
 
     def __init__(self, known: Known, decoder: TinyDecoder, towers: Towers, config: FitConfig,
-                 settings: DenoiserSettings, *, likeness: float = 1.0, reading: float = 0.5, points: int = 4096,
-                 rays: int = 768) -> None:
+                 settings: DenoiserSettings, *, likeness: float = 1.0, reading: float = 0.5,
+                 perceptual: float = 1.0, points: int = 4096, rays: int = 768) -> None:
         self.known, self.config, self.settings = known, config, settings
         self.decoder, self.towers = decoder.requires_grad_(False), towers.eval().requires_grad_(False)
-        self.likeness, self.reading, self.points, self.rays = likeness, reading, points, rays
+        self.likeness, self.reading, self.perceptual = likeness, reading, perceptual
+        self.whole, self.face = (FeatureDistance(branch, DEPTH) for branch in (towers.image.whole, towers.image.face))
+        self.points, self.rays = points, rays
 
     def __call__(self, model: Upsampler, step: int) -> dict[str, Tensor]:
         settings, known, device = self.settings, self.known, model.mean.device
@@ -147,12 +157,7 @@ class LikenessLosses:
             planes = detail(planes, cond, z)
         planes = model.denormalize(planes)
         with torch.autocast(device.type, enabled=False):
-            size = self.towers.config.image_size
-            pictures = torch.cat([portrait(own[None], self.decoder, portrait_camera(size, rng), self.config.planes,
-                                           generator=generator) for own in planes])
-            seen = self.towers.image(pictures)
-            found = {"likeness": self.likeness * (1 - (seen * z).sum(-1)).mean(),
-                     "reading": self.reading * disagreement(self.towers, seen, z)}
+            found = self._seen(planes, z, known.views.rgb[rows, 0], variant % 2 == 0, rng, generator)
             keys = draw_keys(generator, settings.seed, rows, step)
             drawn = draw_points(Cloud(*(part[rows] for part in known.cloud)), self.points, keys, 0.2,
                                 face_share=0.15, feature_share=0.3, behind_share=0.15)
@@ -162,6 +167,30 @@ class LikenessLosses:
             views, depths = Views(*(part[rows] for part in known.views)), known.depths[rows].float()
             rays = draw_rays(views, depths, self.rays, 20, keys)
             found["rays"] = settings.image_weight * ray_loss(planes, self.decoder, rays, self.config).mean()
+        return found
+
+    def _seen(self, planes: Tensor, z: Tensor, fronts: Tensor, pictured: Tensor, rng: np.random.Generator,
+              generator: torch.Generator) -> dict[str, Tensor]:
+        """What the tower says of front views of planes; those whose z is `pictured` [B] also against true `fronts`.
+
+        Fronts are uint8 [B, S, S, 3]; what is compared with them is seen through the very same camera.
+        """
+        size, of_pictures = self.towers.config.image_size, pictured.tolist()
+        front = Camera.orbit(0.0, 5.0, size)
+        rgba = torch.cat([portrait(own[None], self.decoder, front if exact else portrait_camera(size, rng),
+                                   self.config.planes, generator=generator)
+                          for own, exact in zip(planes, of_pictures, strict=True)])
+        pictures = plain(rgba)
+        looks, wanted = torch.cat([pictures, augment(rgba, generator, white=0.8)]), torch.cat([z, z])
+        seen = self.towers.image(looks)
+        found = {"likeness": self.likeness * (1 - (seen * wanted).sum(-1)).mean(),
+                 "reading": self.reading * disagreement(self.towers, seen, wanted)}
+        if self.perceptual and any(of_pictures):
+            true, share = fronts[pictured].permute(0, 3, 1, 2).float() / 255, sum(of_pictures) / len(of_pictures)
+            true = F.interpolate(true, (size, size), mode="bilinear", antialias=True)
+            ours = pictures[pictured]
+            apart = self.face(face_of(ours), face_of(true)) + self.whole(F.avg_pool2d(ours, 2), F.avg_pool2d(true, 2))
+            found["perceptual"] = self.perceptual * share * apart / 2
         return found
 
 
@@ -227,7 +256,8 @@ def run(args: argparse.Namespace) -> None:
     decoder, _, _ = load_decoder(args.decoder, args.device)
     towers = TowerConditioner.from_folder(args.towers).towers.to(args.device)
     losses = LikenessLosses(gathered(args, trained, settings), decoder, towers, FitConfig(planes=preset.planes),
-                            settings, likeness=args.likeness, reading=args.reading, points=args.points, rays=args.rays)
+                            settings, likeness=args.likeness, reading=args.reading,
+                            perceptual=args.perceptual, points=args.points, rays=args.rays)
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
     trainer.run(args.until, save_every=args.save_every, log_every=args.log_every)
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
@@ -248,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", type=int, default=2, help="latents of each avatar: of pictures, captions in turn")
     parser.add_argument("--likeness", type=float, default=1.0, help="weight of what the tower sees")
     parser.add_argument("--reading", type=float, default=0.5, help="weight of what the towers' heads read in it")
+    parser.add_argument("--perceptual", type=float, default=1.0, help="weight of what the tower's layers see in it")
     parser.add_argument("--points", type=int, default=4096, help="points of an avatar in a step")
     parser.add_argument("--rays", type=int, default=768, help="rays through its pictures in a step")
     add_bounds(parser, save_every=100)

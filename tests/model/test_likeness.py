@@ -19,6 +19,7 @@ from rodin_model.fit_data import Cloud, Views
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.towers import Towers, TowersConfig
 from rodin_model.train import likeness as command
+from rodin_model.train.changes import plain
 from rodin_model.train.denoiser import DenoiserSettings
 from rodin_model.train.detail import Windows
 from rodin_model.train.latents import Latents, through_prior
@@ -53,8 +54,8 @@ def test_a_picture_is_the_renderers() -> None:
     camera = Camera.orbit(0.0, 5.0, 96)
     true = Avatar(planes, decoder, **conventions(CONFIG)).picture(camera, num_samples=192, use_occupancy=False)
     drawn = portrait(planes[None], decoder, camera, CONFIG, samples=48, generator=torch.Generator().manual_seed(0))
-    error = (drawn[0].permute(1, 2, 0) - true).abs()
-    assert drawn.shape == (1, 3, 96, 96) and float(true.std()) > 0.1
+    error = (plain(drawn)[0].permute(1, 2, 0) - true).abs()
+    assert drawn.shape == (1, 4, 96, 96) and float(true.std()) > 0.1
     assert float(error.mean()) < 0.01 and float((error > 0.25).float().mean()) < 0.01
 
 
@@ -72,12 +73,12 @@ def test_its_gradient_reaches_the_planes_and_lowers_the_loss() -> None:
     assert float(red(grown.detach() - 0.2 * gradient / gradient.abs().amax())) < float(before.detach()) - 1e-6
 
 
-def test_nothing_to_see_is_white() -> None:
+def test_nothing_to_see_is_transparent() -> None:
     decoder = TinyDecoder(4, (16,)).requires_grad_(False)
     for parameter in decoder.parameters():
         parameter.fill_(-40.0 if parameter.ndim == 1 else 0.0)  # no density anywhere
     picture = portrait(torch.randn(1, 3, 4, 8, 8), decoder, Camera.orbit(0.0, 5.0, 32), SMALL)
-    assert torch.equal(picture, torch.ones(1, 3, 32, 32))
+    assert torch.equal(picture, torch.zeros(1, 4, 32, 32)) and torch.equal(plain(picture), torch.ones(1, 3, 32, 32))
 
 
 def test_cameras_stay_about_the_front() -> None:
@@ -124,7 +125,7 @@ def test_the_details_learn_and_nothing_else_does() -> None:
     for step in range(40):
         adam.zero_grad()
         found = losses(model, step)
-        assert set(found) == {"likeness", "reading", "points", "rays"}
+        assert set(found) - {"perceptual"} == {"likeness", "reading", "points", "rays"}
         torch.stack([*found.values()]).sum().backward()
         adam.step()
         seen.append(float(torch.stack([*found.values()]).sum().detach()))
@@ -135,6 +136,58 @@ def test_the_details_learn_and_nothing_else_does() -> None:
     assert all(torch.equal(value, judge[name]) for name, value in losses.towers.state_dict().items())
     again = losses(scene()[0], 0)
     assert float(torch.stack([*again.values()]).sum().detach()) == seen[0]
+
+
+class Looked(torch.nn.Module):
+    """A tower that keeps what it is shown."""
+
+    def __init__(self, tower: torch.nn.Module) -> None:
+        super().__init__()
+        self.tower, self.whole, self.face = tower, tower.whole, tower.face
+        self.shown: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown.append(images.detach())
+        return self.tower(images)
+
+
+def test_the_tower_looks_once_as_it_is_and_once_at_a_change() -> None:
+    model, losses = scene()
+    losses.towers.image = Looked(losses.towers.image)
+    losses(model, 0)
+    (shown,), size = losses.towers.image.shown, 32
+    assert shown.shape == (4, 3, size, size)
+    assert all(float((a - b).abs().mean()) > 1e-3 for a, b in zip(shown[:2], shown[2:], strict=True))
+
+
+def test_only_planes_of_pictures_are_compared_with_pictures() -> None:
+    """Captions say less than pictures, so the picture of the avatar that they describe is not what they ask for."""
+    _, losses = scene()
+    planes, z = torch.randn(2, 3, 4, 16, 16), F.normalize(torch.randn(2, 512), dim=-1)
+
+    def apart(pictured: list[bool], color: int) -> float | None:
+        fronts = torch.full((2, 12, 12, 3), color, dtype=torch.uint8)
+        found = losses._seen(planes, z, fronts, torch.tensor(pictured), np.random.default_rng(0),
+                             torch.Generator().manual_seed(0))
+        return float(found["perceptual"]) if "perceptual" in found else None
+
+    both, one = apart([True, True], 90), apart([True, False], 90)
+    assert apart([False, False], 90) is None and both is not None and one is not None and 0 < one < both
+    assert apart([True, True], 255) != both
+    losses.perceptual = 0.0
+    assert apart([True, True], 90) is None
+
+
+def test_a_picture_is_not_apart_from_itself() -> None:
+    _, losses = scene()
+    size = losses.towers.config.image_size
+    planes, z = torch.randn(1, 3, 4, 16, 16), F.normalize(torch.randn(1, 512), dim=-1)
+    same = plain(portrait(planes, losses.decoder, Camera.orbit(0.0, 5.0, size), SMALL,
+                          generator=torch.Generator().manual_seed(3)))
+    fronts = (same * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+    found, other = (losses._seen(planes, z, front, torch.tensor([True]), np.random.default_rng(0),
+                                 torch.Generator().manual_seed(3)) for front in (fronts, 255 - fronts))
+    assert float(found["perceptual"]) < 0.02 < 0.1 < float(other["perceptual"])
 
 
 def test_planes_are_those_of_use(tiny_model_dir: Path) -> None:
