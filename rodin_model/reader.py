@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rodin_model import checkpoints
 from rodin_model.avatars.attributes import CHOICES
+from rodin_model.cameras import face_of
 from rodin_model.config import from_dict, to_dict
 
 #: Where the shipped reader lies.
@@ -83,10 +84,7 @@ class AttributeReader(nn.Module):
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
         x = ((images - 0.5) / 0.3).contiguous(memory_format=torch.channels_last)
-        # where the front camera has the face: the middle half of the columns, 23 % to 73 % of the rows
-        top, left, half = round(0.23 * size), size // 4, size // 2
-        face = x[:, :, top:top + half, left:left + half]
-        return self.norm(torch.cat([self.whole(F.avg_pool2d(x, 2)), self.face(face)], 1))
+        return self.norm(torch.cat([self.whole(F.avg_pool2d(x, 2)), self.face(face_of(x))], 1))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits [B, number of values] for every attribute, by name, for pictures [B, 3, H, W] in [0, 1] on white."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rodin_model.avatars.attributes import CHOICES, SHAPE
+from rodin_model.cameras import face_of
 from rodin_model.tokenizer import WordTokenizer
 
 #: Length of z. Every z has unit length; networks that read it scale it by sqrt(LATENT_SIZE), to unit variance.
@@ -128,13 +129,6 @@ def _branch(widths: tuple[int, ...], stride: int) -> nn.Sequential:
     stem, *wider = widths
     blocks = (_ImageBlock(i, o, 2) for i, o in zip(widths, wider, strict=False))
     return nn.Sequential(nn.Conv2d(3, stem, 5, stride, 2, bias=False), nn.BatchNorm2d(stem), nn.ReLU(), *blocks)
-
-
-def face_of(images: Tensor) -> Tensor:
-    """Where a centred portrait [B, C, S, S] has the face: the middle half of its columns, from 23 % of its rows on."""
-    size = images.shape[-1]
-    top, left, half = round(0.23 * size), size // 4, size // 2
-    return images[:, :, top:top + half, left:left + half]
 
 
 class ImageTower(nn.Module):

@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from rodin_kernels import TinyDecoder, render_triplane
 from rodin_model.avatars.attributes import CHOICES
 from rodin_model.avatars.dataset import shard_paths
-from rodin_model.cameras import Camera, box_near_far
+from rodin_model.cameras import Camera, box_near_far, face_of
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.config import PRESETS, PlanesConfig
 from rodin_model.decoder import load_decoder
@@ -48,7 +48,7 @@ from rodin_model.fit_data import (
     stored_ray_depths,
 )
 from rodin_model.noise import beside
-from rodin_model.towers import Towers, face_of
+from rodin_model.towers import Towers
 from rodin_model.train.changes import augment, plain
 from rodin_model.train.denoiser import (
     DenoiserSettings,
@@ -157,7 +157,7 @@ class LikenessLosses:
             planes = detail(planes, cond, z)
         planes = model.denormalize(planes)
         with torch.autocast(device.type, enabled=False):
-            found = self._seen(planes, z, known.views.rgb[rows, 0], variant % 2 == 0, rng, generator)
+            found = self._seen(planes, z, known.views.rgb[rows, 0], ~worded(variant), rng, generator)
             keys = draw_keys(generator, settings.seed, rows, step)
             drawn = draw_points(Cloud(*(part[rows] for part in known.cloud)), self.points, keys, 0.2,
                                 face_share=0.15, feature_share=0.3, behind_share=0.15)
@@ -217,10 +217,15 @@ def drawn(model: Upsampler, base: BaseDiffusion, z: Tensor, seed: int, batch: in
     return Windows(planes, cond, z)
 
 
+def worded(variant: Any) -> Any:
+    """Whether latents of these numbers, an int or a tensor, are of captions; the others are of pictures."""
+    return variant % 2 == 1
+
+
 def chosen_latents(latents: Latents, rows: Sequence[int], variants: int, seed: int) -> Tensor:
     """z [N, variants, 512] of the avatars in `rows`: of pictures and of captions in turn."""
     rng = np.random.default_rng([seed, 0x11CE])
-    return torch.stack([latents.draw(list(rows), rng, text_share=float(variant % 2)) for variant in range(variants)], 1)
+    return torch.stack([latents.draw(list(rows), rng, text_share=float(worded(i))) for i in range(variants)], 1)
 
 
 def gathered(args: argparse.Namespace, trained: Upsampler, settings: DenoiserSettings) -> Known:

@@ -20,7 +20,7 @@ from rodin_model.pipeline import RodinPipeline
 from rodin_model.towers import Towers, TowersConfig
 from rodin_model.train import likeness as command
 from rodin_model.train.changes import plain
-from rodin_model.train.denoiser import DenoiserSettings
+from rodin_model.train.denoiser import DenoiserSettings, step_randomness
 from rodin_model.train.detail import Windows
 from rodin_model.train.latents import Latents, through_prior
 from rodin_model.train.likeness import (
@@ -125,7 +125,10 @@ def test_the_details_learn_and_nothing_else_does() -> None:
     for step in range(40):
         adam.zero_grad()
         found = losses(model, step)
-        assert set(found) - {"perceptual"} == {"likeness", "reading", "points", "rays"}
+        rng, _ = step_randomness(losses.settings.seed, step)
+        _, variant = (rng.integers(0, n, losses.settings.batch) for n in (3, 2))
+        compared = {"perceptual"} if (variant == 0).any() else set()
+        assert set(found) == {"likeness", "reading", "points", "rays"} | compared
         torch.stack([*found.values()]).sum().backward()
         adam.step()
         seen.append(float(torch.stack([*found.values()]).sum().detach()))
