@@ -155,9 +155,13 @@ def load_clouds(folders: Sequence[str | Path]) -> Cloud:
 
 
 def ray_depths(views: Views) -> Tensor:
-    """The depth of every pixel [A, V, H, W], widened by two pixels beyond the silhouette so that edges are seen."""
-    depth = views.depth.float()
-    wide = F.max_pool2d(depth.flatten(0, 1)[:, None], 5, 1, 2)[:, 0].view_as(depth)
+    """The depth of every pixel [A, V, H, W], widened beyond the silhouette so that edges are seen."""
+    return widened(views.depth.float())
+
+
+def widened(depth: Tensor) -> Tensor:
+    """Depths [..., H, W], 0 where there is nothing: there the largest within two pixels."""
+    wide = F.max_pool2d(depth.reshape(-1, 1, *depth.shape[-2:]), 5, 1, 2).view_as(depth)
     return torch.where(depth > 0, depth, wide)
 
 

@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--image", metavar="FILE", type=Path, help="a portrait instead of words: JPEG, PNG or WebP")
     p.add_argument("--crop", metavar=("LEFT", "TOP", "SIDE"), nargs=3, type=int,
                    help="the square of the portrait with the head, in pixels; default: its middle")
+    p.add_argument("--match", choices=("auto", "always", "never"), default="auto",
+                   help="bring the avatar closer to the portrait: auto, if the first drawing resembles it already,\n"
+                        "as with drawings and not with photographs")
     p.add_argument("--avatar", metavar="FILE", type=Path, help="an avatar.safetensors instead of words, to be edited")
     p.add_argument("--edit", metavar="TEXT", action="append", default=[],
                    help='then change it, for instance "blonde hair" or, with what it was before,\n'
@@ -116,8 +119,8 @@ def read_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, I
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     if options.image is None:
-        if options.crop is not None:
-            raise ValueError("--crop needs --image")
+        if options.crop is not None or options.match == "always":
+            raise ValueError(f"--{'match' if options.crop is None else 'crop'} needs --image")
         return options, None
     from rodin_model.portraits import cropped, read_portrait
 
@@ -187,6 +190,7 @@ class Run:
             else:
                 made = [self.pipe(self.options.prompt, portrait, generator=torch.Generator().manual_seed(seed),
                                   candidates=self.options.candidates,
+                                  match_portrait={"always": True, "never": False}.get(self.options.match),
                                   **asked).avatars[0]]  # type: ignore[union-attr]
             for source, text in self.options.edit:
                 made.append(self.pipe.edit(made[-1], text, source=source, strength=self.options.edit_strength,
@@ -197,7 +201,7 @@ class Run:
         """Everything that is needed to make this avatar again, as JSON data."""
         from rodin_model.provenance import SOURCE_TYPE, software
 
-        names = ("num_inference_steps", "guidance_scale", "guidance_stop", "upsampler_steps")
+        names = ("num_inference_steps", "guidance_scale", "guidance_stop", "upsampler_steps", "matched")
         image, file = self.options.image, self.options.avatar
         return {"prompt": self.options.prompt, "image": image.name if image is not None else None,
                 **({"avatar": file.name, "edit_strength": self.options.edit_strength} if file is not None else {}),

@@ -32,6 +32,7 @@ from rodin_model.editing import (
 )
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
+from rodin_model.matching import closer
 from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
 from rodin_model.prompts import check_prompt
 from rodin_model.provenance import SOURCE_TYPE, software
@@ -145,7 +146,7 @@ class RodinPipeline:
                  num_inference_steps: int | None = None, guidance_scale: float | None = None,
                  guidance_stop: float | None = None, upsampler_steps: int | None = None, candidates: int | None = None,
                  generator: torch.Generator | Sequence[torch.Generator] | None = None,
-                 num_avatars_per_prompt: int = 1, z: Tensor | None = None,
+                 num_avatars_per_prompt: int = 1, z: Tensor | None = None, match_portrait: bool | None = None,
                  callback_on_step_end: StepCallback | None = None) -> RodinPipelineOutput:
         """Make avatars from words, portraits, latents, or (with none of them) from noise.
 
@@ -159,6 +160,8 @@ class RodinPipeline:
             generator: where seeds come from; one for all avatars, or one each. An avatar depends on its own seed only.
             num_avatars_per_prompt: how many avatars are made of each prompt, portrait or latent, 1 to 1000.
             z: latents [B, 512] of unit length, instead of prompt and image.
+            match_portrait: whether an avatar's planes are brought closer to its portrait (`matching.closer`): None for
+                portraits that the first drawing already resembles, as other renderings do and photographs do not.
             callback_on_step_end: see `StepCallback`.
 
         Every avatar's `metadata` holds z, its noise seed and these settings, which `edit` and `interpolate` use.
@@ -168,6 +171,8 @@ class RodinPipeline:
             raise ValueError("give a prompt, an image or z, not more than one of them")
         if not 1 <= num_avatars_per_prompt <= 1000:
             raise ValueError(f"num_avatars_per_prompt must lie between 1 and 1000; got {num_avatars_per_prompt}")
+        if match_portrait and image is None:
+            raise ValueError("match_portrait needs an image to match")
         if candidates is not None and not (isinstance(candidates, int) and 1 <= candidates <= 64):
             raise ValueError(f"candidates must be a whole number from 1 to 64; got {candidates}")
         prompts = checked_prompts(prompt)
@@ -181,6 +186,9 @@ class RodinPipeline:
         avatars = self._make(latents, seeds, facts, self._settings(num_inference_steps, guidance_scale, guidance_stop,
                                                                    upsampler_steps), callback_on_step_end,
                              (candidates or self.index.candidates) if asked else 1)
+        if images and match_portrait is not False:
+            avatars = [closer(avatar, images[i // num_avatars_per_prompt], always=bool(match_portrait),
+                              seed=seed_of(avatar), bar=self._progress_bar) for i, avatar in enumerate(avatars)]
         return RodinPipelineOutput(avatars)
 
     @torch.no_grad()
@@ -230,7 +238,10 @@ class RodinPipeline:
     @torch.no_grad()
     def interpolate(self, a: Avatar, b: Avatar, n: int, *, callback_on_step_end: StepCallback | None = None,
                     ) -> list[Avatar]:
-        """`n` avatars on the way from `a` to `b`, both included: z and noise on the great circles between theirs."""
+        """`n` avatars on the way from `a` to `b`, both included: z and noise on the great circles between theirs.
+
+        What edits or a portrait made of the ends beyond that fades from one into the other.
+        """
         if n < 2:
             raise ValueError(f"n must be at least 2, the two ends; got {n}")
         shares = [i / (n - 1) for i in range(n)]
@@ -249,7 +260,10 @@ class RodinPipeline:
                                           guidance_stop=settings["guidance_stop"])
                 fine = self._fine(coarse, row[None], fine_noise, settings["upsampler_steps"], report("upsampler"))
                 made.append(self._avatar(fine[0], {**settings, "z": row.clone(), "noise_seed": seeds[share == 1]}))
-        return made
+        more = [own.planes.to(drawn.planes) - drawn.planes if comparable(own, drawn) else torch.zeros_like(drawn.planes)
+                for own, drawn in ((a, made[0]), (b, made[-1]))]
+        return [dataclasses.replace(avatar, planes=avatar.planes + torch.lerp(more[0], more[1], share))
+                for avatar, share in zip(made, shares, strict=True)]
 
     def _modules(self) -> list[torch.nn.Module]:
         parts = (self.conditioner, self.prior, self.base, self.upsampler, self.decoder, self.refiner)

@@ -4,12 +4,13 @@ Labelled points tell where a surface is, and say little of what makes lips thin 
 few points. Here the frozen picture tower looks at a front view of the planes, as it looks at a portrait. What it sees
 should be the z that the planes were drawn from (CLIP's similarity as a loss, Jain et al. 2022, Dream Fields), and what
 the towers' heads read in both should agree; the tower looks twice, the second time at a changed picture, since what
-only pleases it does not outlast the change. Planes of a portrait are also compared with it, in what the tower's layers
-make of both (a perceptual loss, as Rodin's upsampler has; Zhang et al. 2018). The planes are those of use: from latents
-of pictures and of captions, from coarse planes that the base diffusion draws. The U-Net stays as it is, and what it
-makes of them is computed once. The avatars' points, and rays through their pictures, keep the rest of the head in its
-place. The judge of `rodin_model.evaluate` is another network and has no say. Under `torchrun` every process takes a
-share of the avatars. Resumable like `rodin_model.train.base`.
+only pleases it does not outlast the change, and other towers (`--observers`) may look, too. Planes of a portrait are
+also compared with it, in what the tower's layers make of both (a perceptual loss, as Rodin's upsampler has; Zhang et
+al. 2018), and so is a view from elsewhere, mostly from behind, where the plane that shows the face would show it again.
+The planes are those of use: from latents of pictures and of captions, from coarse planes that the base diffusion draws.
+The U-Net stays as it is, and what it makes of them is computed once. The avatars' points, and rays through their
+pictures, keep the rest of the head in its place. The judge of `rodin_model.evaluate` is another network and has no say.
+Under `torchrun` every process takes a share of the avatars. Resumable like `rodin_model.train.base`.
 """
 
 from __future__ import annotations
@@ -139,11 +140,12 @@ class LikenessLosses:
     """What the tower sees against z, and points and rays of the avatars themselves; all drawn from (seed, step)."""
 
     def __init__(self, known: Known, decoder: TinyDecoder, towers: Towers, config: FitConfig,
-                 settings: DenoiserSettings, *, likeness: float = 1.0, reading: float = 0.5,
-                 perceptual: float = 1.0, points: int = 4096, rays: int = 768) -> None:
+                 settings: DenoiserSettings, *, likeness: float = 1.0, reading: float = 0.5, perceptual: float = 1.0,
+                 around: float = 0.0, observers: Sequence[Towers] = (), points: int = 4096, rays: int = 768) -> None:
         self.known, self.config, self.settings = known, config, settings
         self.decoder, self.towers = decoder.requires_grad_(False), towers.eval().requires_grad_(False)
-        self.likeness, self.reading, self.perceptual = likeness, reading, perceptual
+        self.likeness, self.reading, self.perceptual, self.around = likeness, reading, perceptual, around
+        self.observers = [other.eval().requires_grad_(False) for other in observers]
         self.whole, self.face = (FeatureDistance(branch, DEPTH) for branch in (towers.image.whole, towers.image.face))
         self.points, self.rays = points, rays
 
@@ -157,15 +159,19 @@ class LikenessLosses:
             planes = detail(planes, cond, z)
         planes = model.denormalize(planes)
         with torch.autocast(device.type, enabled=False):
-            found = self._seen(planes, z, known.views.rgb[rows, 0], ~worded(variant), rng, generator)
+            pictured, views = ~worded(variant), Views(*(part[rows] for part in known.views))
+            found = self._seen(planes, z, views.rgb[:, 0], pictured, rng, generator)
+            if self.around and bool(pictured.any()):
+                some = Views(*(part[pictured] for part in views))
+                found["around"] = self.around * float(pictured.float().mean()) * self._elsewhere(planes[pictured], some,
+                                                                                                rng, generator)
             keys = draw_keys(generator, settings.seed, rows, step)
             drawn = draw_points(Cloud(*(part[rows] for part in known.cloud)), self.points, keys, 0.2,
                                 face_share=0.15, feature_share=0.3, behind_share=0.15)
             decoded = decode_points(planes, drawn.points, self.decoder, self.config)
             found["points"] = point_loss(*decoded, drawn, self.config.losses).mean()
             keys = draw_keys(generator, settings.seed, rows, step, 1)
-            views, depths = Views(*(part[rows] for part in known.views)), known.depths[rows].float()
-            rays = draw_rays(views, depths, self.rays, 20, keys)
+            rays = draw_rays(views, known.depths[rows].float(), self.rays, 20, keys)
             found["rays"] = settings.image_weight * ray_loss(planes, self.decoder, rays, self.config).mean()
         return found
 
@@ -185,13 +191,43 @@ class LikenessLosses:
         seen = self.towers.image(looks)
         found = {"likeness": self.likeness * (1 - (seen * wanted).sum(-1)).mean(),
                  "reading": self.reading * disagreement(self.towers, seen, wanted)}
+        if self.observers:
+            true = resized(fronts, size)
+            said = [disagreement(other, other.image(looks), other.image(true).repeat(2, 1)) for other in self.observers]
+            found["observers"] = self.reading * torch.stack(said).mean()
         if self.perceptual and any(of_pictures):
-            true, share = fronts[pictured].permute(0, 3, 1, 2).float() / 255, sum(of_pictures) / len(of_pictures)
-            true = F.interpolate(true, (size, size), mode="bilinear", antialias=True)
-            ours = pictures[pictured]
-            apart = self.face(face_of(ours), face_of(true)) + self.whole(F.avg_pool2d(ours, 2), F.avg_pool2d(true, 2))
-            found["perceptual"] = self.perceptual * share * apart / 2
+            share = sum(of_pictures) / len(of_pictures)
+            found["perceptual"] = self.perceptual * share * self._apart(pictures[pictured], fronts[pictured])
         return found
+
+    def _elsewhere(self, planes: Tensor, views: Views, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+        """How far planes are from true pictures in the tower's layers, through one camera of each avatar's `views`.
+
+        Not the front; the further behind a camera stands, the likelier it is chosen.
+        """
+        size, pictures, chosen = self.towers.config.image_size, [], []
+        for i, own in enumerate(planes):
+            place = F.normalize(views.cam2world[i, 1:, :3, 3], dim=-1)[:, 2].double().cpu().numpy()
+            weight = 1.05 - place
+            view = 1 + int(rng.choice(len(weight), p=weight / weight.sum()))
+            height, width = views.alpha.shape[-2:]
+            fx, fy, cx, cy = views.intrinsics[i, view].tolist()
+            camera = Camera(views.cam2world[i, view], fx, fy, cx, cy, width, height)
+            pictures.append(portrait(own[None], self.decoder, camera.resized(size), self.config.planes,
+                                     generator=generator))
+            chosen.append(view)
+        true = views.rgb[torch.arange(len(planes)), torch.tensor(chosen)]
+        return self._apart(plain(torch.cat(pictures)), true)
+
+    def _apart(self, ours: Tensor, true: Tensor) -> Tensor:
+        """Distance of pictures [B, 3, S, S] from true ones uint8 [B, H, W, 3] in the layers of both branches."""
+        true = resized(true, ours.shape[-1])
+        return (self.face(face_of(ours), face_of(true)) + self.whole(F.avg_pool2d(ours, 2), F.avg_pool2d(true, 2))) / 2
+
+
+def resized(pictures: Tensor, size: int) -> Tensor:
+    """Stored pictures uint8 [B, H, W, 3] as [B, 3, size, size] in [0, 1]."""
+    return F.interpolate(pictures.permute(0, 3, 1, 2).float() / 255, (size, size), mode="bilinear", antialias=True)
 
 
 @torch.no_grad()
@@ -262,7 +298,9 @@ def run(args: argparse.Namespace) -> None:
     towers = TowerConditioner.from_folder(args.towers).towers.to(args.device)
     losses = LikenessLosses(gathered(args, trained, settings), decoder, towers, FitConfig(planes=preset.planes),
                             settings, likeness=args.likeness, reading=args.reading,
-                            perceptual=args.perceptual, points=args.points, rays=args.rays)
+                            perceptual=args.perceptual, around=args.around, points=args.points, rays=args.rays,
+                            observers=[TowerConditioner.from_folder(folder).towers.to(args.device)
+                                       for folder in args.observers])
     trainer = DenoiserTrainer(args.output, model, settings, losses, args.device, args.minutes)
     trainer.run(args.until, save_every=args.save_every, log_every=args.log_every)
     print(f"wrote {Path(args.output) / 'model'} at step {trainer.step}")
@@ -284,6 +322,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--likeness", type=float, default=1.0, help="weight of what the tower sees")
     parser.add_argument("--reading", type=float, default=0.5, help="weight of what the towers' heads read in it")
     parser.add_argument("--perceptual", type=float, default=1.0, help="weight of what the tower's layers see in it")
+    parser.add_argument("--around", type=float, default=0.0,
+                        help="weight of what the tower's layers see from elsewhere, mostly from behind")
+    parser.add_argument("--observers", nargs="*", default=[],
+                        help="folders of other towers, whose heads should read in both pictures the same")
     parser.add_argument("--points", type=int, default=4096, help="points of an avatar in a step")
     parser.add_argument("--rays", type=int, default=768, help="rays through its pictures in a step")
     add_bounds(parser, save_every=100)

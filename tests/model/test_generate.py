@@ -116,6 +116,8 @@ def test_a_portrait_to_files(command: Any) -> None:
     assert command("--image", "me.jpg", "--output-dir", "x") == 0
     assert json.loads(Path("x/settings.json").read_text())["image"] == "me.jpg"
     assert all(b"where I live" not in path.read_bytes() for path in Path("x").iterdir())
+    assert command("--image", "me.jpg", "--match", "always", "--output-dir", "y") == 0
+    assert abs(json.loads(Path("y/settings.json").read_text())["matched"]["yaw"]) <= 77.5
 
 
 @pytest.mark.parametrize("kind", ["glb", "obj", "ply"])
@@ -153,6 +155,7 @@ def bomb() -> bytes:
     (["--image", "nobody.png"], "there is no file nobody.png"),
     (["a man", "--edit", " "], "--edit is empty"),
     (["a man", "--crop", "0", "0", "64"], "--crop needs --image"),
+    (["a man", "--match", "always"], "--match needs --image"),
     (["a man", "--edit", "black hair -> "], "--edit is empty"),
     (["a man", "--avatar", "notes.png", "--edit", "a hat"], "give --avatar or a prompt or --image, not two of them"),
     (["--avatar", "notes.png"], "--avatar needs --edit"),

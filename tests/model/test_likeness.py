@@ -193,6 +193,51 @@ def test_a_picture_is_not_apart_from_itself() -> None:
     assert float(found["perceptual"]) < 0.02 < 0.1 < float(other["perceptual"])
 
 
+def test_other_towers_read_what_they_read_in_the_true_picture() -> None:
+    _, losses = scene()
+    torch.manual_seed(1)
+    losses.observers = [Towers(losses.towers.config).eval().requires_grad_(False)]
+    size, planes, z = losses.towers.config.image_size, torch.randn(1, 3, 4, 16, 16), F.normalize(torch.randn(1, 512))
+    same = plain(portrait(planes, losses.decoder, Camera.orbit(0.0, 5.0, size), SMALL,
+                          generator=torch.Generator().manual_seed(3)))
+    fronts = (same * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def said(fronts: Tensor, pictured: bool) -> float:
+        found = losses._seen(planes, z, fronts, torch.tensor([pictured]), np.random.default_rng(0),
+                             torch.Generator().manual_seed(3))
+        return float(found["observers"])
+
+    assert said(fronts, True) < 0.5 * said(255 - fronts, True) and said(fronts, False) > 0
+    losses.reading = 0.0
+    assert said(255 - fronts, True) == 0
+
+
+def test_the_further_behind_the_more_often_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, losses = scene()
+    cameras = [Camera.orbit(yaw, 5.0, 12) for yaw in (0.0, 20.0, 180.0)]
+    views = losses.known.views
+    views = Views(torch.full((3, 3, 12, 12, 3), 90, dtype=torch.uint8), views.alpha.expand(3, 3, 12, 12),
+                  views.depth.expand(3, 3, 12, 12), torch.stack([c.cam2world for c in cameras]).expand(3, 3, 4, 4),
+                  views.intrinsics.expand(3, 3, 4))
+    seen: list[float] = []
+
+    def looked(planes: Tensor, decoder: TinyDecoder, camera: Camera, *rest: object, **options: object) -> Tensor:
+        seen.append(abs(camera.yaw))
+        assert camera.width == losses.towers.config.image_size
+        return portrait(planes, decoder, camera, SMALL, generator=options["generator"])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(command, "portrait", looked)
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        assert float(losses._elsewhere(torch.randn(3, 3, 4, 16, 16), views, rng, generator)) > 0
+    assert len(seen) == 60 and min(seen) > 15 and np.mean(np.array(seen) > 170) > 0.85
+    losses.known = losses.known._replace(views=views, depths=views.depth)
+    assert "around" not in losses(model, 0)
+    losses.around = 2.0
+    found, losses.around = losses(model, 0)["around"].detach(), 1.0
+    assert float(found) == pytest.approx(2 * float(losses(model, 0)["around"].detach()), rel=1e-5)
+
+
 def test_planes_are_those_of_use(tiny_model_dir: Path) -> None:
     pipe = RodinPipeline.from_pretrained(tiny_model_dir)
     latents = Latents(torch.randn(3, 4, 512), 5 + torch.randn(3, 2, 512))
