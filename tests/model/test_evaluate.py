@@ -219,7 +219,9 @@ def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path
     assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png", "edits.png", "sentence.png"}
     assert set(parts["sides"]) == {"30", "60"} and parts["sides"]["60"]["all"]["asked"] > 0
     assert parts["edits"]["all"]["asked"] > 0 and parts["distance"]["truth"] > 0
-    assert {"load", "prior", "base", "upsampler", "picture", "turntable"} == set(parts["costs"]["seconds"])
+    costs = parts["costs"]
+    assert {"load", "prior", "base", "upsampler", "picture", "turntable", "portrait"} == set(costs["seconds"])
+    assert costs["total"] == pytest.approx(sum(costs["seconds"].values()) - costs["seconds"]["portrait"])
     assert 0.01 < parts["costs"]["memory_gb"]["load"] <= parts["costs"]["memory_gb"]["turntable"] < 100
     assert all(b"trainedAlgorithmicMedia" in data for data in sheets.values())
     assert [row for part in report["parts"].values() for row in part["rows"] if row["n"] < 1] == []
