@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from PIL import Image
 
+from rodin_model.model_index import SHIPPED
 from rodin_model.provenance import (
     SOURCE_TYPE,
     Mark,
@@ -126,3 +127,11 @@ def test_what_cannot_be_written_is_refused() -> None:
         animation_bytes([], Mark())
     with pytest.raises(ValueError, match="jpeg cannot hold 2 frames"):
         animation_bytes(frames(2), Mark(), "jpeg")
+
+
+def test_the_sheets_beside_the_shipped_model_are_marked() -> None:
+    sheets = sorted((SHIPPED / "samples").iterdir())
+    assert len(sheets) >= 5
+    assert [sheet.name for sheet in sheets if SOURCE_TYPE.encode() not in sheet.read_bytes()] == []
+    for sheet in sheets:
+        Image.open(sheet).load()
