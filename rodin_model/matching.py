@@ -258,7 +258,7 @@ def _projected(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _air(avatar: Avatar, generator: torch.Generator, count: int = 60_000) -> Tensor:
-    """Points [N, 3] of the box where nothing is; the box's corners are among them, so that there are some."""
+    """Points [N, 3] of the box where nothing is; a corner of the box is among them, so that there is one."""
     points = torch.cat([torch.rand(count, 3, generator=generator) * 2 - 1, torch.ones(1, 3)]).to(avatar.device)
     density = avatar.density(points)
     return points[(density < 0.5) | (torch.arange(len(points), device=points.device) == count)]
