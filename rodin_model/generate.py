@@ -119,8 +119,10 @@ def read_options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, I
     if options.seed is None:
         options.seed = secrets.randbelow(2**31)
     if options.image is None:
-        if options.crop is not None or options.match == "always":
-            raise ValueError(f"--{'match' if options.crop is None else 'crop'} needs --image")
+        if options.crop is not None:
+            raise ValueError("--crop needs --image")
+        if options.match == "always":
+            raise ValueError("--match needs --image")
         return options, None
     from rodin_model.portraits import cropped, read_portrait
 

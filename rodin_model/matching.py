@@ -41,6 +41,8 @@ STEPS, RATE = 60, 0.02
 SIZE, VIEW_SIZE = 128, 64
 #: Rays through the portrait in a step, through the other views, points of air, and samples along a ray.
 RAYS, VIEW_RAYS, AIR, SAMPLES = 1024, 768, 1024, 14
+#: Samples along a ray where the avatar is looked at before it changes.
+GLANCES = 48
 #: Weights of what is to stay, of air, of roughness, and of the mirrored portrait; of colours that the portrait shows,
 #: in the views from elsewhere.
 KEEP, FREE, ROUGH, MIRRORED, SHOWN = 1.0, 3.0, 0.1, 0.5, 0.3
@@ -53,8 +55,6 @@ ASIDE, TRIED, PITCH = 8.0, 10.0, 5.0
 #: Mean squared error up to which an avatar and its portrait are pictures of one kind; photographs have ten times as
 #: much, and what is matched to them looks like a mask.
 ALIKE = 0.04
-
-
 #: Where both sides of the head share what shows the face; texels of the shared plane that are blurred into one, of 128.
 FACE, BLURRED = box((-2.0, 0.42), (-0.36, 0.46), (-2.0, 2.0)), 8
 
@@ -100,7 +100,7 @@ def locate(avatar: Avatar, portrait: Tensor, size: int = 48) -> tuple[float, flo
     wanted = _shrunk(portrait, size).to(avatar.device)
 
     def error(yaw: float) -> tuple[float, float]:
-        seen = avatar.picture(Camera.orbit(yaw, PITCH, size), num_samples=48).flatten(0, 1)
+        seen = avatar.picture(Camera.orbit(yaw, PITCH, size), num_samples=GLANCES).flatten(0, 1)
         return float((seen - wanted).square().mean()), yaw
 
     count = int(70 / TRIED)
@@ -119,11 +119,13 @@ def match(avatar: Avatar, portrait: Tensor, yaw: float = 0.0, *, steps: int = ST
     """
     generator, start = torch.Generator().manual_seed(seed), avatar.planes.detach().float()
     before, portrait = dataclasses.replace(avatar, planes=start), portrait.to(avatar.device)
-    told = [(_portrait_rays(before, portrait, yaw), 1.0)]
-    if abs(yaw) > ASIDE:
-        told.append((_portrait_rays(before, portrait.flip(-1), -yaw), MIRRORED))
-    eyes = [Camera.orbit(angle, PITCH, SIZE) for angle in (yaw, -yaw)[:len(told)]]
-    views, air = _others(before, yaw, eyes), _air(before, generator)
+    told, depths = [], []
+    for angle, picture, weight in ((yaw, portrait, 1.0), (-yaw, portrait.flip(-1), MIRRORED))[:1 + (abs(yaw) > ASIDE)]:
+        camera = Camera.orbit(angle, PITCH, SIZE)
+        rays, close = _glance(before, camera)
+        told.append((_portrait_rays(rays, close, picture), weight))
+        depths.append((camera, rays.depth))
+    views, air = _others(before, yaw, depths), _air(before, generator)
     with torch.enable_grad(), torch.autocast(start.device.type, enabled=False):
         change = torch.zeros_like(start).requires_grad_()
         adam = torch.optim.Adam([change], lr=RATE, betas=(0.9, 0.98))
@@ -206,7 +208,7 @@ class _Look:
 
 def _glance(avatar: Avatar, camera: Camera) -> tuple[Rays, Tensor]:
     """All rays of a camera with what is seen along them, and which of them meet the avatar or pass close by."""
-    seen = avatar.render(camera, num_samples=48)
+    seen = avatar.render(camera, num_samples=GLANCES)
     rgb, depth, opacity = (cast(Tensor, part) for part in (seen.rgb, seen.depth, seen.opacity))
     depth = widened(torch.where(opacity > 0.3, depth / opacity.clamp_min(1e-3), 0.0))
     close = F.max_pool2d((opacity > 0.02).float()[None, None], 5, 1, 2).flatten() > 0
@@ -216,9 +218,8 @@ def _glance(avatar: Avatar, camera: Camera) -> tuple[Rays, Tensor]:
                 torch.ones_like(near)), close
 
 
-def _portrait_rays(avatar: Avatar, portrait: Tensor, yaw: float) -> Rays:
-    """Rays through a portrait; where it is not on white, only those within the avatar's outline."""
-    rays, close = _glance(avatar, Camera.orbit(yaw, PITCH, SIZE))
+def _portrait_rays(rays: Rays, close: Tensor, portrait: Tensor) -> Rays:
+    """Of a glance, the rays through a portrait; where it is not on white, those within the avatar's outline."""
     wanted = _shrunk(portrait, SIZE)
     edge = torch.cat([portrait[:, 0].T, portrait[:, :, 0].T, portrait[:, :, -1].T])
     some = close | (wanted < 0.97).any(1) if float(edge.mean(1).median()) > 0.97 else rays.opacity > 0.5
@@ -227,13 +228,13 @@ def _portrait_rays(avatar: Avatar, portrait: Tensor, yaw: float) -> Rays:
     return rays._replace(rgb=wanted).at(some)
 
 
-def _others(avatar: Avatar, yaw: float, eyes: list[Camera]) -> Rays:
-    """Views from all around, without a face on those from behind; colours that `eyes` see count less."""
-    depths, found, hidden = [(eye, _glance(avatar, eye)[0].depth) for eye in eyes], [], faceless(avatar)
+def _others(avatar: Avatar, yaw: float, depths: list[tuple[Camera, Tensor]]) -> Rays:
+    """Views from all around, without a face on those from behind; colours that cameras with `depths` see count less."""
+    found, hidden = [], faceless(avatar)
     for camera in _around(yaw):
         rays, close = _glance(avatar, camera)
         if float(camera.cam2world[2, 3]) < 0:
-            rays = rays._replace(rgb=_glance(hidden, camera)[0].rgb)
+            rays = rays._replace(rgb=hidden.picture(camera, num_samples=GLANCES).flatten(0, 1))
         points, shown = rays.origins + rays.directions * rays.depth[:, None], torch.zeros_like(close)
         for eye, depth in depths:
             pixel, distance = _projected(eye, points)
