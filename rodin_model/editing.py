@@ -9,28 +9,30 @@ finds the noise of planes that came without one, `changed` walks from noise to c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rodin_kernels import sample_triplane
 from rodin_model.avatars.captions import phrase
+from rodin_model.clearing import said_cleared
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.diffusion import Progress, TriplaneDiffusion, sample_noise
 from rodin_model.noise import make_scheduler
 from rodin_model.regions import named_attributes, region
+from rodin_model.retouch import points_of, retouched, said, wanted_of
 from rodin_model.seeds import stage_generator
 from rodin_model.triplane import Avatar
 
 #: The words that an edit starts from, where nothing better is known.
 NEUTRAL = "a person"
-#: Solid points at which two avatars are compared for each texel of one plane, and steps of conjugate gradients.
-PER_TEXEL, STEPS = 4, 20
-#: The density from which on a point is solid, the weight of an empty point, and how many times more a point may count
-#: inside a small region: a mouth is few points among many, and half of a new smile is none.
-SOLID, EMPTY, INSIDE = 1.0, 0.5, 8.0
+#: How far an edit goes, as shares of the strength that the model's index says, one after the other.
+STRENGTHS = (0.75, 1.0, 1.25, 1.5)
+#: Pixels at which avatars are looked at on the way.
+LOOK_SIZE = 128
+#: Steps in which a part of one avatar is put into another, and their first learning rate.
+COMPOSING, RATE = 150, 0.04
 
 #: How little of a direction's say in other attributes is worth bending it for (`disentangled`).
 RIDGE = 0.05
@@ -72,6 +74,48 @@ def disentangled(conditioner: Conditioner, direction: Tensor, names: Iterable[st
     ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square)).to(square)
     inside = others.T @ torch.linalg.solve(square + ridge, others @ direction.double())
     return (direction - inside).to(direction.dtype)
+
+
+def seen(conditioner: Conditioner, avatar: Avatar) -> Tensor:
+    """What the conditioner sees in an avatar's front picture: z [1, 512]."""
+    front = avatar.turntable(1, LOOK_SIZE).permute(0, 3, 1, 2).clamp(0, 1)
+    return conditioner.encode_image(front).float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What an edit of the attributes `names` is to reach, in pictures that `conditioner` reads: `shown` is what it sees
+    in the avatar before, `asked` what the words say; both are empty where it reads none, or the words name nothing."""
+
+    conditioner: Conditioner
+    names: frozenset[str]
+    shown: dict[str, str]
+    asked: dict[str, str]
+
+    @classmethod
+    def of(cls, conditioner: Conditioner, before: Avatar, names: Iterable[str], words: Tensor) -> Goal:
+        """The goal of words whose z is [512]."""
+        goal = cls(conditioner, frozenset(names), {}, {})
+        if not goal.names or not isinstance(conditioner, TowerConditioner):
+            return goal
+        return cls(conditioner, goal.names, goal.read(seen(conditioner, before)[0]), goal.read(words))
+
+    def strengths(self, usual: float) -> list[float]:
+        """How far to go, one after the other until the goal is reached; where that cannot be said, the `usual`."""
+        return [usual * share for share in STRENGTHS] if self.asked else [usual]
+
+    def read(self, z: Tensor) -> dict[str, str]:
+        """What z [512] says of every attribute."""
+        return self.conditioner.read_attributes(z[None])[0] if isinstance(self.conditioner, TowerConditioner) else {}
+
+    def reached(self, after: Avatar, z: Tensor) -> bool:
+        """Whether the picture of an avatar made of z [512] shows what the words ask for, or anything new that z says:
+        short hair may be parted."""
+        if not self.asked:
+            return True
+        now, meant = self.read(seen(self.conditioner, after)[0]), self.read(z)
+        return all(now[name] == self.asked[name] or self.shown[name] != now[name] == meant[name]
+                   for name in self.names)
 
 
 @torch.no_grad()
@@ -128,82 +172,28 @@ def changed(model: TriplaneDiffusion, noise: Tensor, z: Tensor, moved: Tensor, *
 
 
 @torch.no_grad()
-def composed(before: Avatar, after: Avatar, names: Iterable[str], *, seed: int = 0) -> Avatar:
+def composed(before: Avatar, after: Avatar, names: Iterable[str], shown: Mapping[str, str] | None = None,
+             asked: Mapping[str, str] | None = None, *, clear: bool = False, seed: int = 0) -> Avatar:
     """`before` with that part of `after` that an edit of the attributes `names` may change, in its own planes.
 
-    A plane holds a whole projection, so a part of the box cannot be cut out of it. Instead the features of both are
-    compared at points x, most of them where either is solid, and the change d of the planes is found that moves them
-    where the region says so, and nowhere else:
+    A plane holds a whole projection, so a part of the box cannot be cut out of it. Instead planes are found that say of
+    points x what one of the two says there (`retouched`):
 
-        min_d sum_x w(x) |F_d(x) - region(x) (F_after(x) - F_before(x))|^2
+        density and rgb wanted at x  =  lerp(before's, after's, region(x))
 
-    where points of a small region count up to `INSIDE` times as much as others. F is linear in the planes, so this is
-    solved by conjugate gradients, from d = 0 and stopped early, which leaves alone what no point sees; d is smoothed
-    over neighbouring texels for the same reason. Where the region is the whole box, that is `after`. Both must have
-    planes of one size, one decoder and one layout (`comparable`).
+    where points inside the region are drawn as often as those outside, or a mouth would be few points among many. Where
+    the region is the whole box, that is `after`. `shown` and `asked` as in `regions.region`. With `clear`,
+    what is taken over from the back of `after` is without its face (`clearing`). Both must have planes of one size, one
+    decoder and one layout (`comparable`).
     """
-    names = list(names)
-    points, weight = _points(before, after, torch.Generator().manual_seed(seed))
-    share = region(names, points)
-    if bool((share == 1).all()):
+    generator, names = torch.Generator().manual_seed(seed), list(names)
+    points, colored = points_of([before, after], generator)
+    share = region(names, points, shown, asked)
+    if bool((share == 1).all()) or torch.equal(before.planes, after.planes):
         return after
-    old, new = before.planes.float(), after.planes.to(before.device).float()
-    more = float((1 / share.mean().clamp_min(1e-6) - 1).clamp(1, INSIDE))
-    weight = weight * (1 + (more - 1) * share[:, None])
-    goal = share[:, None] * _features(before, new - old, points)
-    found = least_squares(lambda planes: weight * _features(before, smooth(planes), points), weight * goal,
-                          torch.zeros_like(old), STEPS)
-    return dataclasses.replace(after, planes=(old + smooth(found)).to(before.planes.dtype))
-
-
-def least_squares(apply: Callable[[Tensor], Tensor], goal: Tensor, start: Tensor, steps: int) -> Tensor:
-    """x near the minimum of |apply(x) - goal|^2 for a linear, differentiable `apply`: `steps` of CGLS from `start`.
-
-    (Bjoerck 1996, algorithm 7.4.1.) Exact after as many steps as x has numbers; stops where nothing is left to gain.
-    """
-    with torch.enable_grad():
-        leaf = torch.zeros_like(start).requires_grad_()
-        made = apply(leaf)
-
-    def transposed(y: Tensor) -> Tensor:
-        return torch.autograd.grad(made, leaf, y, retain_graph=True)[0]
-
-    x, rest = start, goal - apply(start)
-    slope = transposed(rest)
-    way, size = slope, slope.square().sum()
-    for _ in range(steps):
-        if float(size) <= 1e-20:
-            break
-        effect = apply(way)
-        pace = size / effect.square().sum()
-        x, rest = x + pace * way, rest - pace * effect
-        slope = transposed(rest)
-        before, size = size, slope.square().sum()
-        way = slope + size / before * way
-    return x
-
-
-def smooth(planes: Tensor) -> Tensor:
-    """[3, C, H, W] blurred by (1 2 1)/4 along rows and columns, borders repeated."""
-    x = F.pad(planes, (1, 1, 1, 1), mode="replicate")
-    x = (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
-    return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
-
-
-def _features(avatar: Avatar, planes: Tensor, points: Tensor) -> Tensor:
-    return sample_triplane(planes[None], points[None], **avatar.conventions)[0]
-
-
-@torch.no_grad()
-def _points(before: Avatar, after: Avatar, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points [N, 3] of the box and their weights [N, 1]: up to `PER_TEXEL` for each texel of a plane where one of the
-    two is solid, and some empty ones, so that nothing grows there."""
-    count = PER_TEXEL * before.planes.shape[-1] * before.planes.shape[-2]
-    tried = (torch.rand(6 * count, 3, generator=generator) * 2 - 1).to(before.device)
-    solid = torch.maximum(before.density(tried), after.density(tried)) > SOLID
-    full, empty = tried[solid][:count], tried[~solid][:count // 3]
-    weight = torch.cat([torch.ones(len(full), 1), torch.full((len(empty), 1), EMPTY)])
-    return torch.cat([full, empty]), weight.to(tried)
+    new = said_cleared(after, points) if clear else said(after, points)
+    wanted = wanted_of(said(before, points).toward(new, share), points, colored, share)
+    return dataclasses.replace(after, planes=retouched(before, wanted, COMPOSING, RATE, generator).planes)
 
 
 @torch.no_grad()

@@ -9,10 +9,6 @@ inversion tunes a generator about the latent that it found (pivotal tuning, Roic
 What the portrait does not show is to stay as it was drawn, so views from all around are compared, at what its camera
 does not see; and where air was, air stays, or paint would hang before the face. A portrait from the side counts again,
 mirrored, with less weight: faces are nearly symmetric (Yin et al. 2023, section 3.2).
-
-From behind, heads show their faces again, faintly: both sides share the plane that looks along z, and the others alone
-must tell the sides apart. So views from behind are to look as they do where that plane is blurred, which takes the face
-away and leaves the colours (`faceless`).
 """
 
 from __future__ import annotations
@@ -28,11 +24,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rodin_kernels import render_triplane, sample_triplane
-from rodin_kernels.layouts import plane_axes
 from rodin_model.cameras import Camera, box_near_far
-from rodin_model.editing import smooth
 from rodin_model.fit_data import shell_samples, widened
-from rodin_model.regions import box
+from rodin_model.retouch import smooth
 from rodin_model.triplane import Avatar
 
 #: Steps of Adam, and its first learning rate, in the units of the planes.
@@ -55,8 +49,6 @@ ASIDE, TRIED, PITCH = 8.0, 10.0, 5.0
 #: Mean squared error up to which an avatar and its portrait are pictures of one kind; photographs have ten times as
 #: much, and what is matched to them looks like a mask.
 ALIKE = 0.04
-#: Where both sides of the head share what shows the face; texels of the shared plane that are blurred into one, of 128.
-FACE, BLURRED = box((-2.0, 0.42), (-0.36, 0.46), (-2.0, 2.0)), 8
 
 
 class Rays(NamedTuple):
@@ -145,20 +137,6 @@ def match(avatar: Avatar, portrait: Tensor, yaw: float = 0.0, *, steps: int = ST
                                metadata={**avatar.metadata, "matched": {"yaw": yaw, "steps": steps}})
 
 
-def faceless(avatar: Avatar) -> Avatar:
-    """`avatar` with the plane that looks along z blurred where the face is."""
-    planes, size = avatar.planes.clone(), avatar.planes.shape[-1]
-    line = ((torch.arange(size) + 0.5) / size * 2 - 1).to(planes)
-    for i, (column, row) in enumerate(plane_axes(avatar.conventions["layout"])):
-        if {column, row} == {0, 1}:
-            points = line.new_zeros(size, size, 3)
-            points[..., column], points[..., row] = line, line[:, None]
-            few = max(size * BLURRED // 128, 1)
-            blurred = F.interpolate(F.avg_pool2d(planes[i:i + 1], few), (size, size), mode="bilinear")[0]
-            planes[i] = torch.lerp(planes[i], blurred, FACE(points))
-    return dataclasses.replace(avatar, planes=planes)
-
-
 class _Look:
     """Planes [1, 3, C, R, R] in the middle of a step, and what they get wrong."""
 
@@ -229,12 +207,10 @@ def _portrait_rays(rays: Rays, close: Tensor, portrait: Tensor) -> Rays:
 
 
 def _others(avatar: Avatar, yaw: float, depths: list[tuple[Camera, Tensor]]) -> Rays:
-    """Views from all around, without a face on those from behind; colours that cameras with `depths` see count less."""
-    found, hidden = [], faceless(avatar)
+    """Views from all around; colours that cameras with `depths` see count less."""
+    found = []
     for camera in _around(yaw):
         rays, close = _glance(avatar, camera)
-        if float(camera.cam2world[2, 3]) < 0:
-            rays = rays._replace(rgb=hidden.picture(camera, num_samples=GLANCES).flatten(0, 1))
         points, shown = rays.origins + rays.directions * rays.depth[:, None], torch.zeros_like(close)
         for eye, depth in depths:
             pixel, distance = _projected(eye, points)

@@ -20,10 +20,11 @@ class ModelIndex:
     `guidance_stop`: after which share of the way from noise to planes guidance ends, 1 for never (`BaseDiffusion`).
     `text_prior`: whether words go through the latent prior, which decides what they leave open, or are used as they
     are; `prior_scale`: how strictly it keeps to them.
-    `edit_strength`: how far `edit` moves z when the caller does not say; `edit_emphasis`: how many times what that
-    changes in a prediction is added to it (`editing.changed`). `candidates`: of how many avatars the one is
-    kept that looks most like what was asked for. `feedback`: how much of what the conditioner misses in an avatar's
-    front picture is added to its z before its fine planes are drawn again, 0 to leave that.
+    `edit_strength`: about how far `edit` moves z when the caller does not say (`editing.STRENGTHS`); `edit_emphasis`:
+    how many times what that changes in a prediction is added to it (`editing.changed`). `candidates`: of how many
+    avatars the one is kept that looks most like what was asked for. `feedback`: how much of what the conditioner misses
+    in an avatar's front picture is added to its z before its fine planes are drawn again, 0 to leave that.
+    `clearing`: the steps in which the face is taken away from the back of every head (`clearing.cleared`), 0 for none.
     `refiner`: whether the model has a refiner for its pictures.
     """
 
@@ -39,6 +40,7 @@ class ModelIndex:
     edit_emphasis: float = 1.0
     candidates: int = 1
     feedback: float = 0.0
+    clearing: int = 0
     refiner: bool = False
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class ModelIndex:
             raise ValueError(f"candidates must lie between 1 and 64; got {self.candidates}")
         if not 0 <= self.feedback <= 4:
             raise ValueError(f"feedback must lie between 0 and 4; got {self.feedback}")
+        if not 0 <= self.clearing <= 1000:
+            raise ValueError(f"clearing must lie between 0 and 1000; got {self.clearing}")
 
 
 def find_model(path: str | os.PathLike[str] | None = None) -> Path:

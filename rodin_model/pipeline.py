@@ -14,22 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from rodin_model import editing
 from rodin_model.budget import load_part
+from rodin_model.clearing import cleared
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.config import LATENT_SIZE, from_dict
 from rodin_model.decoder import load_decoder, save_decoder
 from rodin_model.diffusion import BaseDiffusion, Progress, sample_noise
-from rodin_model.editing import (
-    changed,
-    comparable,
-    composed,
-    disentangled,
-    noise_between,
-    noise_of,
-    seed_of,
-    slerp,
-    spoken,
-)
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
 from rodin_model.matching import closer
@@ -45,9 +36,6 @@ from rodin_model.upsampler import Upsampler
 
 if TYPE_CHECKING:
     from rodin_kernels import TinyDecoder
-
-#: Pixels at which avatars are looked at on the way.
-LOOK_SIZE = 128
 
 #: Called after every denoising step with (pipeline, steps done in this stage, "base" or "upsampler", {"planes": ...}).
 StepCallback = Callable[["RodinPipeline", int, str, dict[str, Tensor]], None]
@@ -188,7 +176,7 @@ class RodinPipeline:
                              (candidates or self.index.candidates) if asked else 1)
         if images and match_portrait is not False:
             avatars = [closer(avatar, images[i // num_avatars_per_prompt], always=bool(match_portrait),
-                              seed=seed_of(avatar), bar=self._progress_bar) for i, avatar in enumerate(avatars)]
+                              seed=editing.seed_of(avatar), bar=self._progress_bar) for i, avatar in enumerate(avatars)]
         return RodinPipelineOutput(avatars)
 
     @torch.no_grad()
@@ -200,7 +188,8 @@ class RodinPipeline:
 
             z' = |z| normalize(z + strength d),  d = z(text) - z(source)      (after Rodin, section 3.5)
 
-        without what d says of other attributes than those that `text` names (`editing.disentangled`).
+        without what d says of other attributes than those that `text` names (`editing.disentangled`). Without a
+        strength it goes as far as it takes until the picture shows what was asked for (`editing.Goal`).
         `source` says what `text` is to replace ("black hair"); without it, that is read from the avatar's z if `text`
         names something known and the conditioner can do so (`editing.spoken`). The avatar's noise stays, and with it
         the person: its seed if it knows one, else the noise that `invert` finds for its planes, its z being looked up
@@ -209,29 +198,40 @@ class RodinPipeline:
         ValueError for an empty text, TypeError for what is no text.
         """
         text = check_prompt(text, "the edit")
-        strength = self.index.edit_strength if strength is None else strength
-        z = self._latent_of(avatar)
-        starts, target = (spoken(self.conditioner, z, text) if source is None
+        z, names = self._latent_of(avatar), named_attributes(text)
+        starts, target = (editing.spoken(self.conditioner, z, text) if source is None
                           else ([check_prompt(source, "source")], text))
-        start, names = torch.cat([self._encode_text(words) for words in starts]).mean(0), named_attributes(text)
-        moved = z + strength * disentangled(self.conditioner, self._encode_text(target)[0] - start, names)
-        moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
+        wanted = self._encode_text(target)[0]
+        start = torch.cat([self._encode_text(words) for words in starts]).mean(0)
+        direction = editing.disentangled(self.conditioner, wanted - start, names)
         settings = self._settings(num_inference_steps, guidance_scale, guidance_stop, upsampler_steps, avatar.metadata)
         facts = {**{name: value for name, value in avatar.metadata.items() if name in ("prompt", "noise_seed")},
-                 **settings, "edits": [*avatar.metadata.get("edits", []), text], "z": moved}
+                 **settings, "edits": [*avatar.metadata.get("edits", []), text]}
         if strength == 0:
-            return dataclasses.replace(avatar, metadata={**avatar.metadata, **facts})
-        after = self._changed(avatar, z, moved, settings, facts, callback_on_step_end)
-        return composed(avatar, after, names) if comparable(avatar, after) else after
+            return dataclasses.replace(avatar, metadata={**avatar.metadata, **facts, "z": z})
+        goal = editing.Goal.of(self.conditioner, avatar, names, wanted)
+        for tried in goal.strengths(self.index.edit_strength) if strength is None else [strength]:
+            moved = z + tried * direction
+            moved = moved * (z.norm() / moved.norm().clamp_min(1e-8))
+            after = self._changed(avatar, z, moved, settings, {**facts, "z": moved, "edit_strength": tried},
+                                  callback_on_step_end)
+            made = after
+            if editing.comparable(avatar, after):
+                made = editing.composed(avatar, after, names, goal.shown, goal.read(moved),
+                                        clear=self.index.clearing > 0)
+            if goal.reached(made, moved):
+                break
+        return self._finished(after) if made is after else made
 
     def _changed(self, avatar: Avatar, z: Tensor, moved: Tensor, settings: dict[str, Any], facts: dict[str, Any],
                  callback: StepCallback | None) -> Avatar:
         """The avatar of `moved` [512] that the noise of `avatar` gives."""
-        steps, fine_steps, seed = settings["num_inference_steps"], settings["upsampler_steps"], seed_of(avatar)
+        steps, fine_steps, seed = settings["num_inference_steps"], settings["upsampler_steps"], editing.seed_of(avatar)
         with self._reporting(steps + self._fine_passes * fine_steps, callback) as report:
-            coarse = changed(self.base, noise_of(self.base, avatar, z, steps), z[None], moved[None], steps=steps,
-                             guidance_scale=settings["guidance_scale"], guidance_stop=settings["guidance_stop"],
-                             emphasis=self.index.edit_emphasis, progress=report("base"))
+            coarse = editing.changed(self.base, editing.noise_of(self.base, avatar, z, steps), z[None], moved[None],
+                                     steps=steps, guidance_scale=settings["guidance_scale"],
+                                     guidance_stop=settings["guidance_stop"], emphasis=self.index.edit_emphasis,
+                                     progress=report("base"))
             fine = self._fine(coarse, moved[None], self._fine_noise([seed]), fine_steps, report("upsampler"))
         return self._avatar(fine[0], facts)
 
@@ -246,21 +246,22 @@ class RodinPipeline:
             raise ValueError(f"n must be at least 2, the two ends; got {n}")
         shares = [i / (n - 1) for i in range(n)]
         za, zb = self._latent_of(a), self._latent_of(b)
-        z = torch.stack([slerp(za, zb, share) for share in shares])
+        z = torch.stack([editing.slerp(za, zb, share) for share in shares])
         settings = self._settings(None, None, None, None, a.metadata)
-        seeds, made = (seed_of(a), seed_of(b)), []
+        seeds, made = (editing.seed_of(a), editing.seed_of(b)), []
         with self._reporting(n * (settings["num_inference_steps"] + self._fine_passes * settings["upsampler_steps"]),
                              callback_on_step_end) as report:
             for row, share in zip(z, shares, strict=True):
-                noise, fine_noise = (noise_between(model, stage, seeds, share) for model, stage in (
+                noise, fine_noise = (editing.noise_between(model, stage, seeds, share) for model, stage in (
                     (self.base, "base"), (self.upsampler, "upsampler")))
                 coarse = self.base.sample(row[None], generators=[], noise=noise, progress=report("base"),
                                           steps=settings["num_inference_steps"],
                                           guidance_scale=settings["guidance_scale"],
                                           guidance_stop=settings["guidance_stop"])
                 fine = self._fine(coarse, row[None], fine_noise, settings["upsampler_steps"], report("upsampler"))
-                made.append(self._avatar(fine[0], {**settings, "z": row.clone(), "noise_seed": seeds[share == 1]}))
-        more = [own.planes.to(drawn.planes) - drawn.planes if comparable(own, drawn) else torch.zeros_like(drawn.planes)
+                facts = {**settings, "z": row.clone(), "noise_seed": seeds[share == 1]}
+                made.append(self._finished(self._avatar(fine[0], facts)))
+        more = [own.planes.to(drawn.planes) - drawn.planes if editing.comparable(own, drawn) else 0 * drawn.planes
                 for own, drawn in ((a, made[0]), (b, made[-1]))]
         return [dataclasses.replace(avatar, planes=avatar.planes + torch.lerp(more[0], more[1], share))
                 for avatar, share in zip(made, shares, strict=True)]
@@ -323,7 +324,11 @@ class RodinPipeline:
                 fine = self._fine(coarse, part, self._fine_noise(some), fine_steps, report("upsampler"))
                 for planes, row, seed, fact in zip(fine, part, some, facts[start:], strict=False):
                     avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed}))
-        return avatars
+        return [self._finished(avatar) for avatar in avatars]
+
+    def _finished(self, avatar: Avatar) -> Avatar:
+        """An avatar whose back of the head is looked after."""
+        return cleared(avatar, self.index.clearing, seed=editing.seed_of(avatar), bar=self._progress_bar)
 
     @property
     def _fine_passes(self) -> int:
@@ -351,8 +356,7 @@ class RodinPipeline:
 
     def _seen(self, planes: Tensor) -> Tensor:
         """What the conditioner sees in the front pictures of planes [B, 3, C, R, R]: z [B, 512]."""
-        fronts = torch.cat([self._avatar(p, {}).turntable(1, LOOK_SIZE) for p in planes]).clamp(0, 1)
-        return self.conditioner.encode_image(fronts.permute(0, 3, 1, 2)).to(planes)
+        return torch.cat([editing.seen(self.conditioner, self._avatar(p, {})) for p in planes]).to(planes)
 
     @contextlib.contextmanager
     def _reporting(self, total: int, callback: StepCallback | None) -> Iterator[Callable[[str], Progress]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -42,9 +42,18 @@ def hair(points: Tensor) -> Tensor:
     return box((-2.0, 2.0), (-0.62, 2.0), (-2.0, 2.0))(points) * (1 - face(points))
 
 
-MOUTH = box((-2.0, 0.22), (-0.27, -0.02), (0.12, 2.0))
-EYES = box((-2.0, 0.34), (0.02, 0.30), (0.10, 2.0))
-BROWS = box((-2.0, 0.34), (0.17, 0.36), (0.10, 2.0))
+def without(whole: Region, *parts: Region) -> Region:
+    """`whole` where none of `parts` is."""
+    def inside(points: Tensor) -> Tensor:
+        return whole(points) * (1 - torch.stack([part(points) for part in parts]).amax(0))
+    return inside
+
+
+#: The tip of the nose with its wings, and the bridge between the eyes.
+TIP, BRIDGE = box((-2.0, 0.11), (-0.05, 0.05), (0.20, 2.0)), box((-2.0, 0.045), (0.05, 0.16), (0.20, 2.0))
+MOUTH = without(box((-2.0, 0.22), (-0.27, -0.02), (0.12, 2.0)), TIP)
+EYES = without(box((-2.0, 0.34), (0.02, 0.30), (0.10, 2.0)), TIP, BRIDGE)
+BROWS = box((-2.0, 0.34), (0.21, 0.36), (0.10, 2.0))
 CLOTHES = box((-2.0, 2.0), (-2.0, -0.30), (-2.0, 2.0))
 
 #: What each attribute may change; those that are absent may change everything.
@@ -53,7 +62,7 @@ REGIONS: dict[str, tuple[Region, ...]] = {
     "expression": (MOUTH, EYES, BROWS), "lips": (MOUTH,), "makeup": (MOUTH, EYES),
     "eye_color": (EYES,), "eye_shape": (EYES,), "nose": (box((-2.0, 0.16), (-0.10, 0.16), (0.20, 2.0)),),
     "facial_hair": (box((-2.0, 0.42), (-0.50, 0.06), (-0.10, 2.0)),),
-    "glasses": (box((-2.0, 0.52), (0.0, 0.30), (-0.10, 2.0)),),
+    "glasses": (without(box((-2.0, 0.52), (0.0, 0.30), (-0.10, 2.0)), TIP),),
     "hat": (box((-2.0, 2.0), (0.22, 2.0), (-2.0, 2.0)),),
     "earrings": (box((0.24, 0.60), (-0.30, 0.12), (-0.22, 0.22)),),
     "headphones": (box((0.24, 2.0), (-0.16, 2.0), (-0.30, 0.30)), box((-2.0, 2.0), (0.52, 2.0), (-0.30, 0.30))),
@@ -61,6 +70,13 @@ REGIONS: dict[str, tuple[Region, ...]] = {
 }
 
 
+#: Expressions that need eyes and brows.
+FROWNS = {"surprised", "sad", "angry"}
+#: Where that is which is worn on the hair: a hat above its edge, a band and two cups.
+WORN: dict[str, tuple[Region, ...]] = {
+    "hat": (box((-2.0, 2.0), (0.38, 2.0), (-2.0, 2.0)),),
+    "headphones": (box((-2.0, 2.0), (0.22, 2.0), (-0.10, 0.02)), box((0.42, 2.0), (-0.02, 0.28), (-0.18, 0.10))),
+}
 #: Nouns that a colour word before them belongs to; clothes are known by their own words.
 _OWNERS = {"hair_color": r"hair|haired|locks|curls|strands|tresses|mane", "eye_color": r"eyes|eyed|irises"}
 
@@ -113,9 +129,23 @@ def _named(text: str) -> set[str]:
     return {name for _, _, name in kept}
 
 
-def region(names: Iterable[str], points: Tensor) -> Tensor:
-    """How far an edit of these attributes may change `points` [..., 3] of the box: [...] in [0, 1]."""
-    names = list(names)
-    if not names or any(name not in REGIONS for name in names):
+def region(names: Iterable[str], points: Tensor, shown: Mapping[str, str] | None = None,
+           asked: Mapping[str, str] | None = None) -> Tensor:
+    """How far an edit of these attributes may change `points` [..., 3] of the box: [...] in [0, 1].
+
+    `shown` says what the avatar looks like before, and `asked` what it is to look like, as far as that is known: a
+    beard takes the colour of the hair, hats and headphones that are worn on it stay what they are, and a smile is the
+    mouth's.
+    """
+    names, shown, asked = set(names), shown or {}, asked or {}
+    if not names or not names <= set(REGIONS):
         return torch.ones_like(points[..., 0])
-    return torch.stack([part(points) for name in names for part in REGIONS[name]]).amax(0)
+    if "hair_color" in names and shown.get("facial_hair", "none") != "none":
+        names |= {"facial_hair"}
+    moods = {given["expression"] for given in (shown, asked) if "expression" in given}
+    parts = [part for name in names for part in REGIONS[name]
+             if name != "expression" or part is MOUTH or not moods or moods & FROWNS]
+    if names & {"hair_style", "hair_color"}:
+        worn = [part for name in set(WORN) - names if shown.get(name, "none") != "none" for part in WORN[name]]
+        parts = [without(part, *worn) for part in parts] if worn else parts
+    return torch.stack([part(points) for part in parts]).amax(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import torch
 from rodin_model import editing
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.regions import EDGE, REGIONS, box, face, named_attributes, region
+from rodin_model.retouch import opaque, points_of, smooth
 from rodin_model.triplane import Avatar
+from tests.model.test_clearing import average
 
 
 @pytest.fixture(scope="module")
@@ -62,49 +65,92 @@ def test_edges_are_soft() -> None:
     assert float(face(torch.tensor([0.0, 0.0, 0.45]))) == 1 and float(face(torch.tensor([0.0, 0.0, -0.4]))) == 0
 
 
-def test_a_composition_is_one_avatar_here_and_the_other_there(avatar: Avatar) -> None:
+def recolored(avatar: Avatar) -> Avatar:
     change = torch.randn(avatar.planes.shape, generator=torch.Generator().manual_seed(1))
-    other = dataclasses.replace(avatar, planes=avatar.planes + editing.smooth(editing.smooth(change)))
+    return dataclasses.replace(avatar, planes=avatar.planes + 0.5 * smooth(smooth(change)))
+
+
+def differ(a: Avatar, b: Avatar, points: torch.Tensor) -> float:
+    return float((a.color(points) - b.color(points)).square().mean())
+
+
+def test_a_composition_is_one_avatar_here_and_the_other_there() -> None:
+    avatar, other = average(), recolored(average())
     mixed = editing.composed(avatar, other, ["hair_color"])
-    points = (torch.rand(20_000, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1) * 0.9
-    points = points[avatar.density(points) > editing.SOLID]
-    old, new, made = (editing._features(a, a.planes, points) for a in (avatar, other, mixed))
+    points, colored = points_of([avatar, other], torch.Generator().manual_seed(2))
+    points = points[(colored > 0) & (avatar.density(points) > 5) & (other.density(points) > 5)]
     share = region(["hair_color"], points)
-    apart = (new - old).square().mean()
-    for part, wanted in ((share == 0, old), (share == 1, new)):
-        assert (made - wanted)[part].square().mean() < 0.35 * apart
-    assert (made - new)[share == 0].square().mean() > 2 * (made - old)[share == 0].square().mean()
+    for part, wanted, not_wanted in ((points[share == 0], avatar, other), (points[share == 1], other, avatar)):
+        assert len(part) > 200 and differ(mixed, wanted, part) < 0.15 * differ(mixed, not_wanted, part)
     assert editing.composed(avatar, other, []) is other
 
 
-def test_a_small_region_is_not_outvoted(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
-    change = torch.randn(avatar.planes.shape, generator=torch.Generator().manual_seed(1))
-    other = dataclasses.replace(avatar, planes=avatar.planes + editing.smooth(editing.smooth(change)))
-    points = torch.rand(40_000, 3, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    points = points[(avatar.density(points) > editing.SOLID) & (region(["lips"], points) == 1)]
-    missed = []
-    for most in (editing.INSIDE, 1.0):
-        monkeypatch.setattr(editing, "INSIDE", most)
-        mixed = editing.composed(avatar, other, ["lips"])
-        missed.append(float((editing._features(mixed, mixed.planes - other.planes, points)).square().mean()))
-    assert len(points) > 20 and missed[0] < 0.5 * missed[1]
+def test_what_an_avatar_wears_stays_in_a_composition() -> None:
+    crown, temple, cup, band, chin = ((0.0, 0.6, 0.2), (0.34, 0.28, 0.2), (0.48, 0.13, -0.04), (0.0, 0.7, -0.04),
+                                      (0.0, -0.2, 0.4))
+    points = torch.tensor([crown, temple, cup, band, chin])
+    free = region(["hair_color"], points)
+    assert free.tolist() == [1, 1, 1, 1, 0]
+    assert region(["hair_color"], points, {"hat": "beanie"}).tolist() == [0, 1, 1, 0, 0]
+    assert region(["hair_style"], points, {"headphones": "headphones", "hat": "none"}).tolist() == [1, 1, 0, 0, 0]
+    assert region(["hair_style", "hat"], points, {"hat": "beanie"}).tolist() == [1, 1, 1, 1, 0]
+    assert region(["clothing"], points, {"hat": "beanie"}).tolist() == [0, 0, 0, 0, 0]
+    bearded = region(["hair_color"], points, {"facial_hair": "full beard"})
+    assert bearded.tolist() == [1, 1, 1, 1, 1]
+    assert region(["hair_color"], points, {"facial_hair": "none"}).tolist() == free.tolist()
 
 
-def test_least_squares_are_the_normal_equations() -> None:
-    generator = torch.Generator().manual_seed(0)
-    matrix, goal = torch.randn(9, 5, generator=generator).double(), torch.randn(9, generator=generator).double()
-    wanted = torch.linalg.lstsq(matrix, goal[:, None]).solution[:, 0]
-    start = torch.ones(5, dtype=torch.float64)
-    found = editing.least_squares(lambda x: matrix @ x, goal, start, 5)
-    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
-    assert torch.equal(editing.least_squares(lambda x: matrix @ x, goal, start, 0), start)
+def test_a_smile_is_in_the_mouth_and_anger_in_the_brows_too() -> None:
+    brow, mouth, tip = torch.tensor([[0.17, 0.28, 0.35], [0.0, -0.11, 0.4], [0.0, 0.01, 0.5]])
+    smile = {"shown": {"expression": "neutral"}, "asked": {"expression": "smiling"}}
+    anger = {"shown": {"expression": "angry"}, "asked": {"expression": "smiling"}}
+    points = torch.stack([brow, mouth, tip])
+    assert region(["expression"], points, **smile).tolist() == [0, 1, 0]
+    assert region(["expression"], points, **anger).tolist() == region(["expression"], points).tolist() == [1, 1, 0]
+    # lenses end above the tip of the nose
+    assert region(["glasses", "lips"], points).tolist()[2] == 0 and region(["nose"], points).tolist()[2] == 1
 
 
-def test_smoothing_keeps_sums_and_spreads() -> None:
-    spot = torch.zeros(3, 1, 5, 5)
-    spot[:, :, 2, 2] = 16.0
-    assert editing.smooth(spot)[0, 0].tolist()[1:4] == [[0, 1, 2, 1, 0], [0, 2, 4, 2, 0], [0, 1, 2, 1, 0]]
-    assert torch.equal(editing.smooth(torch.ones(3, 2, 4, 4)), torch.ones(3, 2, 4, 4))
+def test_an_edit_goes_as_far_as_it_takes(pipe: RodinPipeline, avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+    real = pipe._changed
+
+    def changed(*args: Any) -> Avatar:
+        after = real(*args)
+        tried.append(after.metadata["edit_strength"])
+        return after
+
+    monkeypatch.setattr(pipe, "_changed", changed)
+    monkeypatch.setattr(editing, "COMPOSING", 1)
+    monkeypatch.setattr(editing.Goal, "reached", lambda self, after, z: len(tried) == 3)
+    monkeypatch.setattr(pipe, "index", dataclasses.replace(pipe.index, edit_strength=2.0))
+    edited = pipe.edit(avatar, "blonde hair")
+    assert tried == [1.5, 2.0, 2.5] and edited.metadata["edit_strength"] == 2.5
+    tried.clear()
+    assert pipe.edit(avatar, "something quite different").metadata["edit_strength"] == 2.0 and tried == [2.0]
+    tried.clear()
+    assert pipe.edit(avatar, "blonde hair", strength=0.3).metadata["edit_strength"] == 0.3 and tried == [0.3]
+
+
+def test_a_goal_is_what_the_words_ask_for_or_something_new_that_z_says(
+        pipe: RodinPipeline, avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(type(pipe.conditioner), "read_attributes", lambda self, z: [{"hair_style": said.pop(0)}])
+    z = avatar.metadata["z"]
+
+    def reached(*styles: str) -> bool:
+        """Of styles: shown before, asked for; seen after, said by z."""
+        said[:] = styles
+        goal = editing.Goal.of(pipe.conditioner, avatar, ["hair_style"], z)
+        assert (goal.shown, goal.asked) == tuple({"hair_style": style} for style in styles[:2])
+        return goal.reached(avatar, z)
+
+    assert reached("long", "short", "short", "bun") and reached("long", "short", "side part", "side part")
+    assert not reached("long", "short", "long", "long") and not reached("long", "short", "bun", "side part")
+    nothing = editing.Goal.of(pipe.conditioner, avatar, [], z)
+    assert nothing.reached(avatar, z) and nothing.strengths(0.8) == [0.8]
+    other = editing.Goal.of(object(), avatar, ["hair_style"], z)  # type: ignore[arg-type]
+    assert other.strengths(1.0) == [1.0] and other.read(z) == {}
 
 
 def test_what_is_the_same_stays_the_same_to_the_bit(avatar: Avatar) -> None:
@@ -136,23 +182,24 @@ def test_emphasis_multiplies_what_the_words_change(pipe: RodinPipeline, avatar: 
 
 
 def test_an_edit_of_a_part_leaves_the_rest(pipe: RodinPipeline, avatar: Avatar) -> None:
-    edited, whole = pipe.edit(avatar, "sunglasses"), pipe.edit(avatar, "elderly")
-    points = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    edited, whole = pipe.edit(avatar, "sunglasses", strength=1.0), pipe.edit(avatar, "elderly", strength=1.0)
+    points, colored = points_of([avatar], torch.Generator().manual_seed(0))
     share = region(["glasses"], points)
-    old, new = (editing._features(a, a.planes, points) for a in (avatar, edited))
-    moved = (new - old).square().mean(-1)
+    moved = (edited.color(points) - avatar.color(points)).square().mean(-1) * opaque(avatar.density(points)) * colored
     assert moved[share == 1].mean() > 8 * moved[share == 0].mean()
     assert edited.metadata["edits"] == ["sunglasses"] and whole.metadata["edits"] == ["elderly"]
 
 
-def test_any_avatar_can_be_edited(pipe: RodinPipeline, avatar: Avatar, tmp_path: Path) -> None:
+def test_any_avatar_can_be_edited(pipe: RodinPipeline, avatar: Avatar, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
     """One from a file knows neither seed nor z; its decoder comes from the file, too."""
+    monkeypatch.setattr(editing, "COMPOSING", 2)
     Avatar(avatar.planes, avatar.decoder).save(tmp_path / "stranger.safetensors")
     stranger = Avatar.load(tmp_path / "stranger.safetensors")
-    edited = pipe.edit(stranger, "sunglasses")
+    edited = pipe.edit(stranger, "sunglasses", strength=1.0)
     assert "noise_seed" not in edited.metadata and edited.metadata["edits"] == ["sunglasses"]
     assert not torch.equal(edited.planes, avatar.planes)
-    again = pipe.edit(edited, "blonde hair")
+    again = pipe.edit(edited, "blonde hair", strength=1.0)
     assert again.metadata["edits"] == ["sunglasses", "blonde hair"]
     with pytest.raises(ValueError, match="are not of the kind that this model makes"):
         pipe.edit(Avatar(torch.zeros(3, 4, 4, 4), avatar.decoder), "sunglasses")
@@ -168,7 +215,7 @@ def test_another_decoder_cannot_be_composed(avatar: Avatar) -> None:
 
 
 def test_an_edit_may_name_what_it_starts_from(pipe: RodinPipeline, avatar: Avatar) -> None:
-    edited = pipe.edit(avatar, "blonde hair", source="black hair")
+    edited = pipe.edit(avatar, "blonde hair", source="black hair", strength=1.0)
     told, source = (pipe.conditioner.encode_text([text])[0] for text in ("blonde hair", "black hair"))
     z = avatar.metadata["z"]
     moved = editing.disentangled(pipe.conditioner, told - source, ["hair_color"])

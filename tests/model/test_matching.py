@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from rodin_model.config import PRESETS
 from rodin_model.decoder import load_decoder
 from rodin_model.fit import conventions
 from rodin_model.fit_data import widened
-from rodin_model.matching import SIZE, faceless, locate, match
+from rodin_model.matching import SIZE, locate, match
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.triplane import Avatar
 from rodin_model.upsampler import Upsampler
@@ -113,22 +112,6 @@ def test_the_seed_decides_and_the_given_avatar_stays() -> None:
     made = match(half, painted(), steps=2, seed=5, progress=lambda done, total: told.append((done, total)))
     assert made.planes.dtype == torch.float16 and made.metadata["prompt"] == "x" and told == [(1, 2), (2, 2)]
     assert not made.planes.requires_grad and torch.is_grad_enabled()
-
-
-def test_a_blurred_plane_has_no_face() -> None:
-    avatar = average()
-    hidden = faceless(avatar)
-    changed = [i for i in range(3) if not torch.equal(hidden.planes[i], avatar.planes[i])]
-    assert changed == [avatar.conventions["layout"].index("xy")]
-    off = torch.tensor([[0.6, 0.0, 0.3], [0.0, 0.7, -0.2], [0.1, -0.6, 0.1]])
-    torch.testing.assert_close(hidden.features(off), avatar.features(off))
-    turned = dataclasses.replace(avatar, planes=avatar.planes.transpose(-1, -2).contiguous(), layout=("yx", "xz", "zy"))
-    torch.testing.assert_close(faceless(turned).planes.transpose(-1, -2), hidden.planes)
-
-    def sharp(a: Avatar) -> float:
-        return float(picture(a)[:, 40:88, 40:88].diff(dim=-1).abs().mean())
-
-    assert sharp(hidden) < 0.8 * sharp(avatar)
 
 
 def test_without_an_avatar_there_is_nothing_to_match() -> None:

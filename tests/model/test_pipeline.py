@@ -13,14 +13,23 @@ import pytest
 import torch
 from PIL import Image
 
-from rodin_model.editing import disentangled, spoken
+from rodin_model import editing, pipeline, retouch
+from rodin_model.editing import disentangled, slerp, spoken
 from rodin_model.model_index import ModelIndex, find_model
-from rodin_model.pipeline import RodinPipeline, slerp
+from rodin_model.pipeline import RodinPipeline
 from rodin_model.provenance import SOURCE_TYPE
 from rodin_model.seeds import candidate_seed, noise_seeds, stage_generator
 from rodin_model.triplane import Avatar
 
 WORDS = ["a bearded man", "a woman with red hair", "someone in a hat"]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits of untrained models need not be put together well."""
+    monkeypatch.setattr(editing, "COMPOSING", 2)
+    monkeypatch.setattr(editing, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(retouch, "VIEWS", 1)
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -209,8 +218,35 @@ def test_what_a_look_misses_is_said_again(pipe: RodinPipeline, monkeypatch: pyte
         dataclasses.replace(pipe.index, feedback=-1)
 
 
+def test_backs_of_heads_are_cleared(pipe: RodinPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def marked(avatar: Avatar, steps: int, *, seed: int, bar: dict[str, Any]) -> Avatar:
+        """Planes with the number of steps in them."""
+        seen.append((steps, seed))
+        assert bar == {"disable": True}
+        return dataclasses.replace(avatar, planes=avatar.planes + steps)
+
+    plain = pipe(WORDS[1], generator=seeded(3)).avatars[0]
+    words = "something quite different"
+    whole = pipe.edit(plain, words, strength=0.5)
+    monkeypatch.setattr(pipeline, "cleared", marked)
+    monkeypatch.setattr(pipe, "index", dataclasses.replace(pipe.index, clearing=2))
+    made = pipe(WORDS[1], generator=seeded(3)).avatars[0]
+    assert torch.equal(made.planes, plain.planes + 2) and seen == [(2, plain.metadata["noise_seed"])]
+    ends = pipe.interpolate(made, pipe(WORDS[0], generator=seeded(4)).avatars[0], 2)
+    torch.testing.assert_close(ends[0].planes, made.planes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pipe.edit(plain, words, strength=0.5).planes, whole.planes + 2)
+    asked: list[bool] = []
+    monkeypatch.setattr(editing, "composed", lambda before, *_, clear: asked.append(clear) or before)
+    pipe.edit(plain, "blonde hair", strength=0.5)
+    assert asked == [True]
+    with pytest.raises(ValueError, match="clearing must lie between 0 and 1000; got -1"):
+        dataclasses.replace(pipe.index, clearing=-1)
+
+
 def test_an_edit_keeps_the_noise_and_moves_z(pipe: RodinPipeline, bearded: Avatar) -> None:
-    edited = pipe.edit(bearded, "blonde hair")
+    edited = pipe.edit(bearded, "blonde hair", strength=1.0)
     assert edited.metadata["noise_seed"] == bearded.metadata["noise_seed"]
     assert edited.metadata["edits"] == ["blonde hair"]
     assert edited.metadata["prompt"] == WORDS[0]
