@@ -80,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--edit", metavar="TEXT", action="append", default=[],
                    help='then change it, for instance "blonde hair" or, with what it was before,\n'
                         '"black hair -> blonde hair"; if given again, on top of the last')
-    p.add_argument("--edit-strength", metavar="X", type=scale, help="1: as far as the words go; default: the model's")
+    p.add_argument("--edit-strength", metavar="X", type=scale,
+                   help="1: as far as the words go; default: as far as it takes")
     p.add_argument("--output-dir", metavar="DIR", type=Path, default=Path("avatar"), help="default: avatar")
     p.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in the output folder")
     p.add_argument("--seed", metavar="N", type=whole(0, 2**62), help="same seed, same avatar; default: a new one")

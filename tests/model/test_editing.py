@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from rodin_model import editing
+from rodin_model.clearing import faceless
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.regions import EDGE, REGIONS, box, face, named_attributes, region
 from rodin_model.retouch import opaque, points_of, smooth
 from rodin_model.triplane import Avatar
-from tests.model.test_clearing import average
+from tests.model.test_clearing import average, drawn, fine, picture
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +154,16 @@ def test_a_goal_is_what_the_words_ask_for_or_something_new_that_z_says(
     assert other.strengths(1.0) == [1.0] and other.read(z) == {}
 
 
-def test_what_is_the_same_stays_the_same_to_the_bit(avatar: Avatar) -> None:
-    assert torch.equal(editing.composed(avatar, avatar, ["hair_color"]).planes, avatar.planes)
+def test_what_is_the_same_stays_the_same_to_the_bit() -> None:
+    assert torch.equal(editing.composed(average(), average(), ["hair_color"]).planes, average().planes)
+
+
+def test_no_face_is_taken_over_from_the_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, hidden = drawn(), faceless(drawn())
+    monkeypatch.setattr(editing, "COMPOSING", 40)
+    shines, open_, clear = (fine(picture(avatar, 180.0) - picture(hidden, 180.0)) for avatar in (
+        given, *(editing.composed(hidden, given, ["hair_color"], clear=clear) for clear in (False, True))))
+    assert (open_ * shines).sum() > 0.3 * shines.square().sum() > 3 * (clear * shines).sum()
 
 
 def test_noise_is_found_again_from_planes(pipe: RodinPipeline, avatar: Avatar) -> None:

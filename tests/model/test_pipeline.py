@@ -236,6 +236,7 @@ def test_backs_of_heads_are_cleared(pipe: RodinPipeline, monkeypatch: pytest.Mon
     assert torch.equal(made.planes, plain.planes + 2) and seen == [(2, plain.metadata["noise_seed"])]
     ends = pipe.interpolate(made, pipe(WORDS[0], generator=seeded(4)).avatars[0], 2)
     torch.testing.assert_close(ends[0].planes, made.planes, rtol=1e-4, atol=1e-4)
+    assert [steps for steps, _ in seen] == 4 * [2]  # two avatars from words, and both again on the way between them
     torch.testing.assert_close(pipe.edit(plain, words, strength=0.5).planes, whole.planes + 2)
     asked: list[bool] = []
     monkeypatch.setattr(editing, "composed", lambda before, *_, clear: asked.append(clear) or before)
