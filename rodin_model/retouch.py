@@ -18,12 +18,15 @@ from torch import Tensor
 
 from rodin_kernels import sample_triplane
 from rodin_model.cameras import turntable
+from rodin_model.regions import face
 from rodin_model.triplane import Avatar
 
 #: Points in a step.
 POINTS = 8192
 #: Weight of the error of colours beside that of what is solid: a faint face differs little in colour.
 COLOR = 20.0
+#: How many times as often points of a face that is to stay are drawn.
+FACE = 2
 #: How long a way light goes through what is solid, and through air, where haze is seen: in the box's units.
 SHORT, LONG = 0.1, 1.0
 #: Half the depth around a visible surface in which points are drawn, and how far beside it air is looked for.
@@ -51,14 +54,14 @@ class Said(NamedTuple):
 
 class Wanted(NamedTuple):
     """What planes are to say at `points` [N, 3] of the box: `density` [N] >= 0 and `rgb` [N, 3] in [0, 1]. `colored`
-    [N] is 1 where the colour matters, 0 where only the density does; `kind` [N] are integers, and each kind of point is
-    drawn as often as any other."""
+    [N] is 1 where the colour matters, 0 where only the density does; `often` [N] is how often a point is drawn beside
+    the others."""
 
     points: Tensor
     density: Tensor
     rgb: Tensor
     colored: Tensor
-    kind: Tensor
+    often: Tensor
 
 
 def opaque(density: Tensor, length: Tensor | float = SHORT) -> Tensor:
@@ -87,12 +90,11 @@ def retouched(avatar: Avatar, wanted: Wanted, steps: int, rate: float, generator
     length = torch.where(wanted.density < AIR, LONG, SHORT)
     goal = opaque(wanted.density, length)
     weight = wanted.colored * opaque(wanted.density)
-    chance = 1 / torch.bincount(wanted.kind).clamp_min(1).double()[wanted.kind].cpu()
-    drawn = torch.multinomial(chance, steps * POINTS, True, generator=generator).to(start.device).view(steps, POINTS)
+    drawn = torch.multinomial(wanted.often.double().cpu(), steps * POINTS, True, generator=generator)
     with torch.enable_grad(), torch.autocast(start.device.type, enabled=False):
         change = torch.zeros_like(start).requires_grad_()
         adam = torch.optim.Adam([change], lr=rate, betas=(0.9, 0.98))
-        for step, some in enumerate(drawn):
+        for step, some in enumerate(drawn.to(start.device).view(steps, POINTS)):
             adam.param_groups[0]["lr"] = rate * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
             adam.zero_grad(set_to_none=True)
             features = sample_triplane((start + smooth(change))[None], wanted.points[some][None], **shared)[0]
@@ -113,8 +115,18 @@ def said(avatar: Avatar, points: Tensor) -> Said:
 
 
 def wanted_of(what: Said, points: Tensor, colored: Tensor, share: Tensor) -> Wanted:
-    """`what` is wanted at points, as `points_of` gives them: kinds are a large and a small `share` [N], air and not."""
-    return Wanted(points, what.density, what.rgb, colored, 2 * (share > 0.5).long() + (what.density < AIR).long())
+    """`what` is wanted at points, as `points_of` gives them, where a large `share` [N] means a change.
+
+    What changes and what stays, air and all else are drawn alike, though there may be few points of one; twice as often
+    the face, where it stays: nobody sees a hundredth of the colour elsewhere.
+    """
+    changes, air = share > 0.5, what.density < AIR
+    stays = (face(points) > 0.5) & ~changes & ~air
+    often = torch.zeros_like(share)
+    for some, weight in ((changes & air, 1), (changes & ~air, 1), (~changes & air, 1), (~changes & ~air & ~stays, 1),
+                         (stays, FACE)):
+        often[some] = weight / some.sum()
+    return Wanted(points, what.density, what.rgb, colored, often)
 
 
 @torch.no_grad()

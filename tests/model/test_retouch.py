@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rodin_model import retouch
-from rodin_model.retouch import Wanted, opaque, points_of, retouched, said, smooth, wanted_of
+from rodin_model.retouch import Said, Wanted, opaque, points_of, retouched, said, smooth, wanted_of
 from rodin_model.triplane import Avatar
 from tests.model.test_clearing import average, drawn
 
@@ -18,6 +18,11 @@ def recolored() -> Avatar:
     """The average avatar in other colours."""
     change = torch.randn(average().planes.shape, generator=torch.Generator().manual_seed(3))
     return dataclasses.replace(average(), planes=average().planes + 0.5 * smooth(smooth(change)))
+
+
+def evenly(some: Tensor) -> Tensor:
+    """How often to draw points so that some are drawn as often as all others together."""
+    return torch.where(some, 1.0 / some.sum(), 1.0 / (~some).sum())
 
 
 def missed(avatar: Avatar, wanted: Wanted, where: Tensor) -> float:
@@ -31,7 +36,7 @@ def test_one_thing_in_front_and_another_behind() -> None:
     points, colored = points_of([drawn()], generator)
     density, rgb = drawn().density(points), drawn().color(points)
     front = points[:, 2] > 0
-    wanted = Wanted(points, density, torch.where(front[:, None], rgb, rgb.flip(1)), colored, front.long())
+    wanted = Wanted(points, density, torch.where(front[:, None], rgb, rgb.flip(1)), colored, evenly(front))
     made = retouched(drawn(), wanted, 60, 0.04, generator)
     assert missed(drawn(), wanted, ~front) > 0.01
     assert missed(made, wanted, ~front) < 0.1 * missed(drawn(), wanted, ~front)
@@ -40,15 +45,15 @@ def test_one_thing_in_front_and_another_behind() -> None:
     assert solid.square().mean() < 2e-3
 
 
-def test_every_kind_of_point_is_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_drawn_as_often_as_they_are_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     points, colored = points_of([average()], generator)
     few = (points - torch.tensor([0.0, -0.1, 0.45])).norm(dim=1) < 0.1
     density, rgb = average().density(points), average().color(points)
-    wanted = Wanted(points, density, torch.where(few[:, None], 1 - rgb, rgb), colored, few.long())
+    wanted = Wanted(points, density, torch.where(few[:, None], 1 - rgb, rgb), colored, evenly(few))
     monkeypatch.setattr(retouch, "POINTS", 1024)
     alike = retouched(average(), wanted, 12, 0.04, torch.Generator().manual_seed(1))
-    outvoted = retouched(average(), wanted._replace(kind=torch.zeros_like(wanted.kind)), 12, 0.04,
+    outvoted = retouched(average(), wanted._replace(often=torch.ones(len(points))), 12, 0.04,
                          torch.Generator().manual_seed(1))
     assert few.float().mean() < 0.05 and missed(alike, wanted, few) < 0.7 * missed(outvoted, wanted, few)
 
@@ -61,7 +66,16 @@ def test_what_is_wanted_is_between_two_avatars() -> None:
     assert torch.equal(wanted.density[0], first.density(points)[0])
     torch.testing.assert_close(wanted.rgb[1], second.color(points)[1])
     torch.testing.assert_close(wanted.rgb[2], 0.75 * first.color(points)[2] + 0.25 * second.color(points)[2])
-    assert wanted.kind.tolist() == [0, 2, 1]
+
+
+def test_every_kind_of_point_is_as_frequent_and_a_face_that_stays_twice() -> None:
+    points = torch.tensor([[0.0, 0.1, 0.45]] * 3 + [[0.0, 0.1, -0.4]] * 4 + [[0.0, 0.9, 0.9]] * 2)
+    what = Said(torch.tensor([9.0] * 7 + [0.0] * 2), torch.zeros(9, 3))
+    back = (points[:, 2] < 0).float()
+    often = wanted_of(what, points, torch.ones(9), back).often
+    torch.testing.assert_close(often, torch.tensor([2 / 3] * 3 + [1 / 4] * 4 + [1 / 2] * 2))
+    front = wanted_of(what, points, torch.ones(9), 1 - back).often
+    torch.testing.assert_close(front, torch.tensor([1 / 3] * 3 + [1 / 4] * 4 + [1 / 2] * 2))
 
 
 def test_points_lie_about_surfaces_in_the_air_and_inside() -> None:
