@@ -28,9 +28,6 @@ from rodin_model.triplane import Avatar
 #: Where both sides of the head share what shows the face; texels of the shared plane that are blurred into one, of 128.
 FACE, BLURRED = box((-2.0, 0.42), (-0.36, 0.46), (-2.0, 2.0)), 8
 
-#: First learning rate of Adam.
-RATE = 0.02
-
 
 def behind(points: Tensor) -> Tensor:
     """1 at points [..., 3] of the back of the head that share the face's plane, 0 elsewhere, over soft edges."""
@@ -48,7 +45,7 @@ def cleared(avatar: Avatar, steps: int, *, seed: int = 0, bar: dict[str, Any] | 
     with tqdm(**{"total": steps, "desc": "back", "leave": False, **(bar or {})}) as shown:
         points, colored = points_of([avatar], generator)
         wanted = wanted_of(said_cleared(avatar, points), points, colored, behind(points))
-        return retouched(avatar, wanted, steps, RATE, generator, lambda done, total: shown.update())
+        return retouched(avatar, wanted, steps, generator, lambda done, total: shown.update())
 
 
 def said_cleared(avatar: Avatar, points: Tensor) -> Said:

@@ -21,7 +21,7 @@ from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.diffusion import Progress, TriplaneDiffusion, sample_noise
 from rodin_model.noise import make_scheduler
 from rodin_model.regions import named_attributes, region
-from rodin_model.retouch import points_of, retouched, said, wanted_of
+from rodin_model.retouch import above, points_of, retouched, said, wanted_of
 from rodin_model.seeds import stage_generator
 from rodin_model.triplane import Avatar
 
@@ -31,8 +31,8 @@ NEUTRAL = "a person"
 STRENGTHS = (0.75, 1.0, 1.25, 1.5)
 #: Pixels at which avatars are looked at on the way.
 LOOK_SIZE = 128
-#: Steps in which a part of one avatar is put into another, and their first learning rate.
-COMPOSING, RATE = 150, 0.04
+#: Steps in which a part of one avatar is put into another.
+COMPOSING = 100
 
 #: How little of a direction's say in other attributes is worth bending it for (`disentangled`).
 RIDGE = 0.05
@@ -181,10 +181,10 @@ def composed(before: Avatar, after: Avatar, names: Iterable[str], shown: Mapping
 
         density and rgb wanted at x  =  lerp(before's, after's, region(x))
 
-    where points inside the region are drawn as often as those outside, or a mouth would be few points among many. Where
-    the region is the whole box, that is `after`. `shown` and `asked` as in `regions.region`. With `clear`,
-    what is taken over from the back of `after` is without its face (`clearing`). Both must have planes of one size, one
-    decoder and one layout (`comparable`).
+    beginning at planes that are after's where most points above a texel are inside the region. Points inside are drawn
+    as often as those outside, or a mouth would be few points among many. Where the region is the whole box, that is
+    `after`. `shown` and `asked` as in `regions.region`. With `clear`, what is taken over from the back of `after` is
+    without its face (`clearing`). Both must have planes of one size, one decoder and one layout (`comparable`).
     """
     generator, names = torch.Generator().manual_seed(seed), list(names)
     points, colored = points_of([before, after], generator)
@@ -193,7 +193,10 @@ def composed(before: Avatar, after: Avatar, names: Iterable[str], shown: Mapping
         return after
     new = said_cleared(after, points) if clear else said(after, points)
     wanted = wanted_of(said(before, points).toward(new, share), points, colored, share)
-    return dataclasses.replace(after, planes=retouched(before, wanted, COMPOSING, RATE, generator).planes)
+    seen, old = colored > 0, before.planes.float()
+    part = above(old, before.layout, points[seen], share[seen])
+    start = dataclasses.replace(after, planes=old + part * (after.planes.to(old) - old))
+    return retouched(start, wanted, COMPOSING, generator)
 
 
 @torch.no_grad()

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rodin_kernels import sample_triplane
+from rodin_kernels.layouts import plane_axes
 from rodin_model.cameras import turntable
 from rodin_model.regions import face
 from rodin_model.triplane import Avatar
 
-#: Points in a step.
-POINTS = 8192
+#: First learning rate of Adam, in the units of the planes, and points in a step.
+RATE, POINTS = 0.02, 8192
 #: Weight of the error of colours beside that of what is solid: a faint face differs little in colour.
 COLOR = 20.0
 #: How many times as often points of a face that is to stay are drawn.
@@ -76,15 +77,14 @@ def smooth(planes: Tensor) -> Tensor:
     return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
 
 
-def retouched(avatar: Avatar, wanted: Wanted, steps: int, rate: float, generator: torch.Generator,
+def retouched(avatar: Avatar, wanted: Wanted, steps: int, generator: torch.Generator,
               progress: Callable[[int, int], None] | None = None) -> Avatar:
     """`avatar` with planes changed so that they say what is wanted:
 
         min_d  mean_x  COLOR colored(x) a(x) |rgb_d(x) - rgb(x)|^2 / 3 + (a_d(x) - a(x))^2,   a = opaque(density)
 
-    over changes d of the planes that are smooth over neighbouring texels, by `steps` of Adam from d = 0, whose learning
-    rate begins at `rate`, in the units of the planes: so far the planes can go, and so unquiet is what is to stay. The
-    generator is one on the CPU. Works in float32, without autocast.
+    over changes d of the planes that are smooth over neighbouring texels, by `steps` of Adam from d = 0. The generator
+    is one on the CPU. Works in float32, without autocast.
     """
     start, shared = avatar.planes.detach().float(), avatar.conventions
     length = torch.where(wanted.density < AIR, LONG, SHORT)
@@ -93,9 +93,9 @@ def retouched(avatar: Avatar, wanted: Wanted, steps: int, rate: float, generator
     drawn = torch.multinomial(wanted.often.double().cpu(), steps * POINTS, True, generator=generator)
     with torch.enable_grad(), torch.autocast(start.device.type, enabled=False):
         change = torch.zeros_like(start).requires_grad_()
-        adam = torch.optim.Adam([change], lr=rate, betas=(0.9, 0.98))
+        adam = torch.optim.Adam([change], lr=RATE, betas=(0.9, 0.98))
         for step, some in enumerate(drawn.to(start.device).view(steps, POINTS)):
-            adam.param_groups[0]["lr"] = rate * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+            adam.param_groups[0]["lr"] = RATE * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
             adam.zero_grad(set_to_none=True)
             features = sample_triplane((start + smooth(change))[None], wanted.points[some][None], **shared)[0]
             density, rgb = avatar.decoder(features)
@@ -127,6 +127,20 @@ def wanted_of(what: Said, points: Tensor, colored: Tensor, share: Tensor) -> Wan
                          (stays, FACE)):
         often[some] = weight / some.sum()
     return Wanted(points, what.density, what.rgb, colored, often)
+
+
+def above(planes: Tensor, layout: Sequence[str], points: Tensor, share: Tensor) -> Tensor:
+    """The mean `share` [N] of the points [N, 3] that project onto each texel of planes [3, C, H, W], over neighbouring
+    texels: [3, 1, H, W], 0 where no point is near."""
+    height, width = planes.shape[-2:]
+    size = torch.tensor([height, width], device=points.device)
+    sums = points.new_zeros(2, 3, height * width)
+    for i, (column, row) in enumerate(plane_axes(layout)):
+        texel = ((points[:, [row, column]] + 1) / 2 * size).long().clamp_min(0).minimum(size - 1)
+        for total, values in zip(sums, (share, torch.ones_like(share)), strict=True):
+            total[i].index_add_(0, texel[:, 0] * width + texel[:, 1], values)
+    shares, counts = smooth(smooth(sums.view(2, 3, height, width)))
+    return (shares / counts.clamp_min(1e-6))[:, None]
 
 
 @torch.no_grad()

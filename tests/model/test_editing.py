@@ -163,7 +163,7 @@ def test_no_face_is_taken_over_from_the_back(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(editing, "COMPOSING", 40)
     shines, open_, clear = (fine(picture(avatar, 180.0) - picture(hidden, 180.0)) for avatar in (
         given, *(editing.composed(hidden, given, ["hair_color"], clear=clear) for clear in (False, True))))
-    assert (open_ * shines).sum() > 0.3 * shines.square().sum() > 3 * (clear * shines).sum()
+    assert (open_ * shines).sum() > 0.6 * shines.square().sum() > 1.5 * (clear * shines).sum()
 
 
 def test_noise_is_found_again_from_planes(pipe: RodinPipeline, avatar: Avatar) -> None:

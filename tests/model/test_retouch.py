@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rodin_model import retouch
-from rodin_model.retouch import Said, Wanted, opaque, points_of, retouched, said, smooth, wanted_of
+from rodin_model.retouch import Said, Wanted, above, opaque, points_of, retouched, said, smooth, wanted_of
 from rodin_model.triplane import Avatar
 from tests.model.test_clearing import average, drawn
 
@@ -37,7 +37,7 @@ def test_one_thing_in_front_and_another_behind() -> None:
     density, rgb = drawn().density(points), drawn().color(points)
     front = points[:, 2] > 0
     wanted = Wanted(points, density, torch.where(front[:, None], rgb, rgb.flip(1)), colored, evenly(front))
-    made = retouched(drawn(), wanted, 60, 0.04, generator)
+    made = retouched(drawn(), wanted, 60, generator)
     assert missed(drawn(), wanted, ~front) > 0.01
     assert missed(made, wanted, ~front) < 0.1 * missed(drawn(), wanted, ~front)
     assert missed(made, wanted, front) < 0.1 * missed(drawn(), wanted, ~front)
@@ -52,8 +52,8 @@ def test_points_are_drawn_as_often_as_they_are_to_be(monkeypatch: pytest.MonkeyP
     density, rgb = average().density(points), average().color(points)
     wanted = Wanted(points, density, torch.where(few[:, None], 1 - rgb, rgb), colored, evenly(few))
     monkeypatch.setattr(retouch, "POINTS", 1024)
-    alike = retouched(average(), wanted, 12, 0.04, torch.Generator().manual_seed(1))
-    outvoted = retouched(average(), wanted._replace(often=torch.ones(len(points))), 12, 0.04,
+    alike = retouched(average(), wanted, 12, torch.Generator().manual_seed(1))
+    outvoted = retouched(average(), wanted._replace(often=torch.ones(len(points))), 12,
                          torch.Generator().manual_seed(1))
     assert few.float().mean() < 0.05 and missed(alike, wanted, few) < 0.7 * missed(outvoted, wanted, few)
 
@@ -92,9 +92,20 @@ def test_an_empty_avatar_can_be_retouched() -> None:
     empty = dataclasses.replace(average(), planes=torch.full_like(average().planes, -40.0))
     points, colored = points_of([empty], torch.Generator().manual_seed(0))
     assert len(points) > 500 and not colored.any()
-    made = retouched(empty, wanted_of(said(empty, points), points, colored, torch.zeros(len(points))), 2, 0.02,
+    made = retouched(empty, wanted_of(said(empty, points), points, colored, torch.zeros(len(points))), 2,
                      torch.Generator().manual_seed(0))
     assert float(made.density(points).max()) < 1e-3
+
+
+def test_what_lies_above_a_texel() -> None:
+    planes = torch.zeros(3, 1, 8, 16)
+    points = torch.tensor([[0.9, 0.1, -0.9], [0.9, 0.1, 0.9]])
+    found = above(planes, ("xy", "xz", "zy"), points, torch.tensor([0.0, 1.0]))
+    assert found.shape == (3, 1, 8, 16)
+    assert found[0, 0, 4, 15] == 0.5  # both are above it
+    assert found[1, 0, 0, 15] == 0 and found[1, 0, 7, 15] == 1  # z is the row
+    assert found[2, 0, 4, 0] == 0 and found[2, 0, 4, 15] == 1  # z is the column
+    assert found[0, 0, 0, 0] == 0
 
 
 def test_smoothing_keeps_sums_and_spreads() -> None:
