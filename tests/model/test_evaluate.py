@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,7 +212,10 @@ def test_the_phrasings_are_well_formed() -> None:
 
 
 def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path: Path,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:
+                                                  capsys: pytest.CaptureFixture[str],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    for compared in ("avatar_consistency", "true_consistency"):
+        monkeypatch.setattr(consistency, compared, partial(getattr(consistency, compared), yaws=(0.0,), size=64))
     AttributeReader(ReaderConfig(size=SIZE, widths=(4,))).save(tmp_path / "reader")
     out = tmp_path / "out"
     arguments = ["--model", str(tiny_model_dir), "--reader", str(tmp_path / "reader"), "--output-dir", str(out)]
@@ -227,6 +231,7 @@ def test_a_whole_evaluation_of_an_untrained_model(tiny_model_dir: Path, tmp_path
     assert set(sheets) == {"text.png", "portraits.png", "phrasings.png", "noise.png", "edits.png", "sentence.png"}
     assert set(parts["sides"]) == {"30", "60"} and parts["sides"]["60"]["all"]["asked"] > 0
     assert parts["edits"]["all"]["asked"] > 0 and parts["distance"]["truth"] > 0
+    assert parts["views"]["truth"]["difference"] > 0
     costs = parts["costs"]
     assert {"load", "prior", "base", "upsampler", "picture", "turntable", "portrait"} == set(costs["seconds"])
     assert costs["total"] == pytest.approx(sum(costs["seconds"].values()) - costs["seconds"]["portrait"])
