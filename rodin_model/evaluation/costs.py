@@ -63,13 +63,14 @@ def peak_memory(device: torch.device) -> float:
 
 
 def measure(model: str | None, device: str, views: int = VIEWS, size: int = SIZE) -> dict[str, Any]:
-    """One avatar of a sentence, by stages: load, words to z, coarse planes, fine planes, a picture, a turntable; and
-    `PORTRAIT`, what a portrait takes beside that."""
+    """One avatar of a sentence, by stages: load, words to z, coarse planes, fine planes, the back of the head, a
+    picture, a turntable; and `PORTRAIT`, what a portrait takes beside that."""
     clock = Clock(device)
     with clock.stage("load"):
         pipe = RodinPipeline.from_pretrained(model, device=device)
     pipe.set_progress_bar_config(disable=True)
-    for name, method in (("prior", "_latents"), ("base", "_coarse"), ("upsampler", "_fine")):
+    for name, method in (("prior", "_latents"), ("base", "_coarse"), ("upsampler", "_fine"),
+                         ("clearing", "_finished")):
         setattr(pipe, method, _timed(getattr(pipe, method), clock, name))
     avatar = pipe(SENTENCE, generator=torch.Generator().manual_seed(0)).avatars[0]
     with clock.stage("picture"):
