@@ -83,8 +83,9 @@ def retouched(avatar: Avatar, wanted: Wanted, steps: int, generator: torch.Gener
 
         min_d  mean_x  COLOR colored(x) a(x) |rgb_d(x) - rgb(x)|^2 / 3 + (a_d(x) - a(x))^2,   a = opaque(density)
 
-    over changes d of the planes that are smooth over neighbouring texels, by `steps` of Adam from d = 0. The generator
-    is one on the CPU. Works in float32, without autocast.
+    over changes d of the planes that are smooth over neighbouring texels, by `steps` of Adam from d = 0; in air a is of
+    a longer way (`LONG`), and the mean is over points as `often` draws them. The generator is one on the CPU. Works in
+    float32, without autocast.
     """
     start, shared = avatar.planes.detach().float(), avatar.conventions
     length = torch.where(wanted.density < AIR, LONG, SHORT)
