@@ -1,9 +1,9 @@
 """How an avatar is edited: the way of its own noise is walked again with another z, and only the part that the words
 point to is taken over.
 
-Five pieces: `spoken` says in words what changes, `disentangled` takes out what else those words would change, `invert`
-finds the noise of planes that came without one, `changed` walks from noise to coarse planes under two latents, and
-`composed` puts a part of one avatar into another.
+Six pieces: `spoken` says in words what changes, `disentangled` takes out what else those words would change, `Goal`
+knows when it is reached, `invert` finds the noise of planes that came without one, `changed` walks from noise to coarse
+planes under two latents, and `composed` puts a part of one avatar into another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rodin_model.clearing import said_cleared
 from rodin_model.conditioning import Conditioner, TowerConditioner
 from rodin_model.diffusion import Progress, TriplaneDiffusion, sample_noise
 from rodin_model.noise import make_scheduler
-from rodin_model.regions import named_attributes, region
+from rodin_model.regions import everywhere, named_attributes, region
 from rodin_model.retouch import above, points_of, retouched, said, wanted_of
 from rodin_model.seeds import stage_generator
 from rodin_model.triplane import Avatar
@@ -186,15 +186,16 @@ def composed(before: Avatar, after: Avatar, names: Iterable[str], shown: Mapping
     `after`. `shown` and `asked` as in `regions.region`. With `clear`, what is taken over from the back of `after` is
     without its face (`clearing`). Both must have planes of one size, one decoder and one layout (`comparable`).
     """
-    generator, names = torch.Generator().manual_seed(seed), list(names)
+    names = set(names)
+    if everywhere(names):
+        return after
+    generator = torch.Generator().manual_seed(seed)
     points, colored = points_of([before, after], generator)
     share = region(names, points, shown, asked)
-    if bool((share == 1).all()):
-        return after
     new = said_cleared(after, points) if clear else said(after, points)
     wanted = wanted_of(said(before, points).toward(new, share), points, colored, share)
-    seen, old = colored > 0, before.planes.float()
-    part = above(old, before.layout, points[seen], share[seen])
+    near, old = colored > 0, before.planes.float()
+    part = above(old, before.layout, points[near], share[near])
     start = dataclasses.replace(after, planes=old + part * (after.planes.to(old) - old))
     return retouched(start, wanted, COMPOSING, generator)
 

@@ -14,7 +14,6 @@ mirrored, with less weight: faces are nearly symmetric (Yin et al. 2023, section
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from rodin_kernels import render_triplane, sample_triplane
 from rodin_model.cameras import Camera, box_near_far
 from rodin_model.fit_data import shell_samples, widened
-from rodin_model.retouch import smooth
+from rodin_model.retouch import falling, opaque, smooth
 from rodin_model.triplane import Avatar
 
 #: Steps of Adam, and its first learning rate, in the units of the planes.
@@ -122,7 +121,7 @@ def match(avatar: Avatar, portrait: Tensor, yaw: float = 0.0, *, steps: int = ST
         change = torch.zeros_like(start).requires_grad_()
         adam = torch.optim.Adam([change], lr=RATE, betas=(0.9, 0.98))
         for step in range(steps):
-            adam.param_groups[0]["lr"] = RATE * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+            adam.param_groups[0]["lr"] = falling(RATE, step / steps)
             adam.zero_grad(set_to_none=True)
             soft = smooth(smooth(change))
             now = _Look(before, (start + soft)[None], generator)
@@ -172,7 +171,7 @@ class _Look:
         if not len(points):
             return points.new_zeros(())
         density, _ = self.decoder(sample_triplane(self.planes, points[None], **self.shared)[0])
-        return (1 - torch.exp(-0.1 * density)).square().mean()
+        return opaque(density).square().mean()
 
     def _seen(self, rays: Rays, t: Tensor) -> tuple[Tensor, Tensor]:
         seen = render_triplane(self.planes, rays.origins[None], rays.directions[None], self.decoder,

@@ -219,7 +219,7 @@ class RodinPipeline:
             if editing.comparable(avatar, after):
                 made = editing.composed(avatar, after, names, goal.shown, goal.read(moved),
                                         clear=self.index.clearing > 0)
-            if goal.reached(made, moved):
+            if strength is not None or goal.reached(made, moved):
                 break
         return self._finished(after) if made is after else made
 

@@ -129,6 +129,12 @@ def _named(text: str) -> set[str]:
     return {name for _, _, name in kept}
 
 
+def everywhere(names: Iterable[str]) -> bool:
+    """Whether an edit of these attributes may change everything: it names none, or one of the head as a whole."""
+    names = set(names)
+    return not names or not names <= set(REGIONS)
+
+
 def region(names: Iterable[str], points: Tensor, shown: Mapping[str, str] | None = None,
            asked: Mapping[str, str] | None = None) -> Tensor:
     """How far an edit of these attributes may change `points` [..., 3] of the box: [...] in [0, 1].
@@ -138,7 +144,7 @@ def region(names: Iterable[str], points: Tensor, shown: Mapping[str, str] | None
     mouth's.
     """
     names, shown, asked = set(names), shown or {}, asked or {}
-    if not names or not names <= set(REGIONS):
+    if everywhere(names):
         return torch.ones_like(points[..., 0])
     if "hair_color" in names and shown.get("facial_hair", "none") != "none":
         names |= {"facial_hair"}

@@ -77,6 +77,11 @@ def smooth(planes: Tensor) -> Tensor:
     return (x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]) / 4
 
 
+def falling(rate: float, done: float) -> float:
+    """A learning rate after a share `done` of the steps: half a cosine from `rate` down to a twentieth of it."""
+    return rate * (0.05 + 0.475 * (1 + math.cos(math.pi * done)))
+
+
 def retouched(avatar: Avatar, wanted: Wanted, steps: int, generator: torch.Generator,
               progress: Callable[[int, int], None] | None = None) -> Avatar:
     """`avatar` with planes changed so that they say what is wanted:
@@ -96,7 +101,7 @@ def retouched(avatar: Avatar, wanted: Wanted, steps: int, generator: torch.Gener
         change = torch.zeros_like(start).requires_grad_()
         adam = torch.optim.Adam([change], lr=RATE, betas=(0.9, 0.98))
         for step, some in enumerate(drawn.to(start.device).view(steps, POINTS)):
-            adam.param_groups[0]["lr"] = RATE * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+            adam.param_groups[0]["lr"] = falling(RATE, step / steps)
             adam.zero_grad(set_to_none=True)
             features = sample_triplane((start + smooth(change))[None], wanted.points[some][None], **shared)[0]
             density, rgb = avatar.decoder(features)
@@ -109,10 +114,9 @@ def retouched(avatar: Avatar, wanted: Wanted, steps: int, generator: torch.Gener
     return dataclasses.replace(avatar, planes=planes.to(avatar.planes.dtype))
 
 
-@torch.no_grad()
 def said(avatar: Avatar, points: Tensor) -> Said:
     """What `avatar` says at points [N, 3]."""
-    return Said(avatar.density(points), avatar.color(points))
+    return Said(*avatar.decode(points))
 
 
 def wanted_of(what: Said, points: Tensor, colored: Tensor, share: Tensor) -> Wanted:

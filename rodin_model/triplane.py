@@ -134,11 +134,11 @@ class Avatar:
 
     def density(self, points: Tensor) -> Tensor:
         """Density at `points` [..., 3] in the box: [...], in 1/length, at least 0; 0 outside the box."""
-        return self._decode(points)[0]
+        return self.decode(points)[0]
 
     def color(self, points: Tensor) -> Tensor:
         """Colour at `points` [..., 3]: [..., 3] in [0, 1]; meaningful at and near the surface."""
-        return self._decode(points)[1]
+        return self.decode(points)[1]
 
     @torch.no_grad()
     def features(self, points: Tensor) -> Tensor:
@@ -187,7 +187,8 @@ class Avatar:
         return self._cache["batch"]
 
     @torch.no_grad()
-    def _decode(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """`density` and `color` at `points` [..., 3], from one look."""
         flat = points.reshape(-1, 3).to(self.device, torch.float32)
         sigma, rgb = [], []
         for part in flat.split(4 * CHUNK):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rodin_model import editing, retouch
 from rodin_model.conditioning import TowerConditioner
 from rodin_model.config import NoiseConfig, UNetConfig
 from rodin_model.decoder import new_decoder
@@ -68,3 +69,11 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits of untrained models need not be put together well."""
+    monkeypatch.setattr(editing, "COMPOSING", 2)
+    monkeypatch.setattr(editing, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(retouch, "VIEWS", 1)

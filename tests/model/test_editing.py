@@ -13,9 +13,10 @@ from rodin_model import editing
 from rodin_model.clearing import faceless
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.regions import EDGE, REGIONS, box, face, named_attributes, region
-from rodin_model.retouch import opaque, points_of, smooth
+from rodin_model.retouch import opaque, points_of
 from rodin_model.triplane import Avatar
 from tests.model.test_clearing import average, drawn, fine, picture
+from tests.model.test_retouch import recolored
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +67,12 @@ def test_edges_are_soft() -> None:
     assert float(face(torch.tensor([0.0, 0.0, 0.45]))) == 1 and float(face(torch.tensor([0.0, 0.0, -0.4]))) == 0
 
 
-def recolored(avatar: Avatar) -> Avatar:
-    change = torch.randn(avatar.planes.shape, generator=torch.Generator().manual_seed(1))
-    return dataclasses.replace(avatar, planes=avatar.planes + 0.5 * smooth(smooth(change)))
-
-
 def differ(a: Avatar, b: Avatar, points: torch.Tensor) -> float:
     return float((a.color(points) - b.color(points)).square().mean())
 
 
 def test_a_composition_is_one_avatar_here_and_the_other_there() -> None:
-    avatar, other = average(), recolored(average())
+    avatar, other = average(), recolored()
     mixed = editing.composed(avatar, other, ["hair_color"])
     points, colored = points_of([avatar, other], torch.Generator().manual_seed(2))
     points = points[(colored > 0) & (avatar.density(points) > 5) & (other.density(points) > 5)]

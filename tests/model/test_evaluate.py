@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rodin_model import editing, evaluate, retouch
+from rodin_model import evaluate
 from rodin_model.avatars.attributes import CHOICES, Attributes, sample_attributes
 from rodin_model.config import RefinerConfig
 from rodin_model.evaluation import consistency, edits, faces, fits, freedom, scores, visibility, words
@@ -30,12 +30,7 @@ from rodin_model.refiner import Refiner
 SIZE = 16
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edits of untrained models need not be put together well."""
-    monkeypatch.setattr(editing, "COMPOSING", 2)
-    monkeypatch.setattr(editing, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(retouch, "VIEWS", 1)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def picture_of(attributes: Attributes) -> Tensor:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rodin_model import editing, files, generate, outputs, retouch
+from rodin_model import files, generate, outputs
 from rodin_model.triplane import Avatar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,12 +28,7 @@ MARK = b"trainedAlgorithmicMedia"
 SMALL = ["--size", "24", "--views", "3", "--steps", "2"]
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edits of untrained models need not be put together well."""
-    monkeypatch.setattr(editing, "COMPOSING", 2)
-    monkeypatch.setattr(editing, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(retouch, "VIEWS", 1)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.fixture

@@ -11,24 +11,11 @@ from torch import Tensor
 
 from rodin_model import matching
 from rodin_model.cameras import Camera
-from rodin_model.config import PRESETS
-from rodin_model.decoder import load_decoder
-from rodin_model.fit import conventions
 from rodin_model.fit_data import widened
 from rodin_model.matching import SIZE, locate, match
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.triplane import Avatar
-from rodin_model.upsampler import Upsampler
-
-SHIPPED = Path(__file__).parents[2] / "rodin_model" / "pretrained"
-
-
-@cache
-def average() -> Avatar:
-    """The shipped model's average avatar."""
-    decoder, _, _ = load_decoder(SHIPPED / "decoder")
-    return Avatar(Upsampler.from_folder(SHIPPED / "upsampler").mean, decoder.requires_grad_(False),
-                  **conventions(PRESETS["mini"].planes))
+from tests.model.test_clearing import average
 
 
 def picture(avatar: Avatar, yaw: float = 0.0, size: int = SIZE) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rodin_model import editing, pipeline, retouch
+from rodin_model import editing, pipeline
 from rodin_model.editing import disentangled, slerp, spoken
 from rodin_model.model_index import ModelIndex, find_model
 from rodin_model.pipeline import RodinPipeline
@@ -24,12 +24,7 @@ from rodin_model.triplane import Avatar
 WORDS = ["a bearded man", "a woman with red hair", "someone in a hat"]
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edits of untrained models need not be put together well."""
-    monkeypatch.setattr(editing, "COMPOSING", 2)
-    monkeypatch.setattr(editing, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(retouch, "VIEWS", 1)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
