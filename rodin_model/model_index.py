@@ -23,7 +23,8 @@ class ModelIndex:
     `edit_strength`: about how far `edit` moves z when the caller does not say (`editing.STRENGTHS`); `edit_emphasis`:
     how many times what that changes in a prediction is added to it (`editing.changed`). `candidates`: of how many
     avatars the one is kept that looks most like what was asked for. `feedback`: how much of what the conditioner misses
-    in an avatar's front picture is added to its z before its fine planes are drawn again, 0 to leave that.
+    in an avatar's front picture is added to its z before its fine planes are drawn again, 0 to leave that; of several,
+    the one is kept with which the picture looks most like what was asked for (`looking.drawn_again`).
     `clearing`: the steps in which the face is taken away from the back of every head (`clearing.cleared`), 0 for none.
     `refiner`: whether the model has a refiner for its pictures.
     """
@@ -39,7 +40,7 @@ class ModelIndex:
     edit_strength: float = 1.0
     edit_emphasis: float = 1.0
     candidates: int = 1
-    feedback: float = 0.0
+    feedback: tuple[float, ...] = (0.0,)
     clearing: int = 0
     refiner: bool = False
 
@@ -50,8 +51,8 @@ class ModelIndex:
             raise ValueError(f"guidance_stop must lie between 0 and 1; got {self.guidance_stop}")
         if not 1 <= self.candidates <= 64:
             raise ValueError(f"candidates must lie between 1 and 64; got {self.candidates}")
-        if not 0 <= self.feedback <= 4:
-            raise ValueError(f"feedback must lie between 0 and 4; got {self.feedback}")
+        if not 1 <= len(self.feedback) <= 64 or not all(0 <= share <= 4 for share in self.feedback):
+            raise ValueError(f"feedback must be 1 to 64 numbers between 0 and 4; got {self.feedback}")
         if not 0 <= self.clearing <= 1000:
             raise ValueError(f"clearing must lie between 0 and 1000; got {self.clearing}")
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ from rodin_model.decoder import load_decoder, save_decoder
 from rodin_model.diffusion import BaseDiffusion, Progress, sample_noise
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
+from rodin_model.looking import drawings, drawn_again, feedback_of, nearest
 from rodin_model.matching import closer
 from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
 from rodin_model.prompts import check_prompt
@@ -227,13 +227,15 @@ class RodinPipeline:
                  callback: StepCallback | None) -> Avatar:
         """The avatar of `moved` [512] that the noise of `avatar` gives."""
         steps, fine_steps, seed = settings["num_inference_steps"], settings["upsampler_steps"], editing.seed_of(avatar)
-        with self._reporting(steps + self._fine_passes * fine_steps, callback) as report:
+        feedback = feedback_of(avatar, self.index.feedback)
+        with self._reporting(steps + drawings(feedback) * fine_steps, callback) as report:
             coarse = editing.changed(self.base, editing.noise_of(self.base, avatar, z, steps), z[None], moved[None],
                                      steps=steps, guidance_scale=settings["guidance_scale"],
                                      guidance_stop=settings["guidance_stop"], emphasis=self.index.edit_emphasis,
                                      progress=report("base"))
-            fine = self._fine(coarse, moved[None], self._fine_noise([seed]), fine_steps, report("upsampler"))
-        return self._avatar(fine[0], facts)
+            fine, used = self._fine(coarse, moved[None], self._fine_noise([seed]), fine_steps, feedback,
+                                    report("upsampler"))
+        return self._avatar(fine[0], {**facts, "feedback": used[0]})
 
     @torch.no_grad()
     def interpolate(self, a: Avatar, b: Avatar, n: int, *, callback_on_step_end: StepCallback | None = None,
@@ -249,17 +251,21 @@ class RodinPipeline:
         z = torch.stack([editing.slerp(za, zb, share) for share in shares])
         settings = self._settings(None, None, None, None, a.metadata)
         seeds, made = (editing.seed_of(a), editing.seed_of(b)), []
-        with self._reporting(n * (settings["num_inference_steps"] + self._fine_passes * settings["upsampler_steps"]),
-                             callback_on_step_end) as report:
-            for row, share in zip(z, shares, strict=True):
+        said = [sorted(feedback_of(avatar, self.index.feedback)) for avatar in (a, b)]
+        fa, fb = (feedback[len(feedback) // 2] for feedback in said)
+        between = [fa + share * (fb - fa) for share in shares]
+        total = sum(settings["num_inference_steps"] + drawings([f]) * settings["upsampler_steps"] for f in between)
+        with self._reporting(total, callback_on_step_end) as report:
+            for row, share, feedback in zip(z, shares, between, strict=True):
                 noise, fine_noise = (editing.noise_between(model, stage, seeds, share) for model, stage in (
                     (self.base, "base"), (self.upsampler, "upsampler")))
                 coarse = self.base.sample(row[None], generators=[], noise=noise, progress=report("base"),
                                           steps=settings["num_inference_steps"],
                                           guidance_scale=settings["guidance_scale"],
                                           guidance_stop=settings["guidance_stop"])
-                fine = self._fine(coarse, row[None], fine_noise, settings["upsampler_steps"], report("upsampler"))
-                facts = {**settings, "z": row.clone(), "noise_seed": seeds[share == 1]}
+                fine, _ = self._fine(coarse, row[None], fine_noise, settings["upsampler_steps"], [feedback],
+                                     report("upsampler"))
+                facts = {**settings, "z": row.clone(), "noise_seed": seeds[share == 1], "feedback": feedback}
                 made.append(self._finished(self._avatar(fine[0], facts)))
         more = [own.planes.to(drawn.planes) - drawn.planes if editing.comparable(own, drawn) else 0 * drawn.planes
                 for own, drawn in ((a, made[0]), (b, made[-1]))]
@@ -315,25 +321,21 @@ class RodinPipeline:
         """z [B, 512] with one noise seed a row through both diffusions."""
         size = self.batch_size or (1 if self.device.type == "cpu" else 8)
         steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
-        batches = -(-len(z) // size)
+        batches, feedback = -(-len(z) // size), self.index.feedback
         avatars: list[Avatar] = []
-        with self._reporting(batches * (candidates * steps + self._fine_passes * fine_steps), callback) as report:
+        with self._reporting(batches * (candidates * steps + drawings(feedback) * fine_steps), callback) as report:
             for start in range(0, len(z), size):
                 part = z[start:start + size]
                 coarse, some = self._coarse(part, seeds[start:start + size], settings, candidates, report("base"))
-                fine = self._fine(coarse, part, self._fine_noise(some), fine_steps, report("upsampler"))
-                for planes, row, seed, fact in zip(fine, part, some, facts[start:], strict=False):
-                    avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed}))
+                fine, used = self._fine(coarse, part, self._fine_noise(some), fine_steps, feedback, report("upsampler"))
+                for planes, row, seed, own, fact in zip(fine, part, some, used, facts[start:], strict=False):
+                    avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed,
+                                                         "feedback": own}))
         return [self._finished(avatar) for avatar in avatars]
 
     def _finished(self, avatar: Avatar) -> Avatar:
         """An avatar whose back of the head is looked after."""
         return cleared(avatar, self.index.clearing, seed=editing.seed_of(avatar), bar=self._progress_bar)
-
-    @property
-    def _fine_passes(self) -> int:
-        """How often fine planes are drawn: once more where the avatar is looked at."""
-        return 2 if self.index.feedback else 1
 
     def _fine_noise(self, seeds: list[int]) -> Tensor:
         """The upsampler's noise [B, 3, C, R, R]."""
@@ -341,18 +343,11 @@ class RodinPipeline:
         return sample_noise((3, self.upsampler.channels, size, size),
                             [stage_generator(seed, "upsampler") for seed in seeds], self.device)
 
-    def _fine(self, coarse: Tensor, z: Tensor, noise: Tensor, steps: int, progress: Progress) -> Tensor:
-        """Fine planes [B, 3, C, R, R] of coarse ones and z [B, 512].
-
-        With `feedback` f, what the conditioner sees in their front pictures, s, corrects what the upsampler is told:
-
-            planes = upsample(coarse, normalize(z + f (z - s)))
-        """
-        fine = self.upsampler.sample(coarse, z, generators=[], noise=noise, steps=steps, progress=progress)
-        if not self.index.feedback:
-            return fine
-        told = F.normalize(z + self.index.feedback * (z - self._seen(fine)), dim=-1) * z.norm(dim=-1, keepdim=True)
-        return self.upsampler.sample(coarse, told, generators=[], noise=noise, steps=steps, progress=progress)
+    def _fine(self, coarse: Tensor, z: Tensor, noise: Tensor, steps: int, feedback: Sequence[float],
+              progress: Progress) -> tuple[Tensor, list[float]]:
+        """Fine planes [B, 3, C, R, R] of coarse ones and z [B, 512], and with which `feedback` each row was drawn."""
+        return drawn_again(lambda told: self.upsampler.sample(coarse, told, generators=[], noise=noise, steps=steps,
+                                                              progress=progress), z, self._seen, feedback)
 
     def _seen(self, planes: Tensor) -> Tensor:
         """What the conditioner sees in the front pictures of planes [B, 3, C, R, R]: z [B, 512]."""
@@ -375,21 +370,15 @@ class RodinPipeline:
     def _coarse(self, z: Tensor, seeds: list[int], settings: dict[str, Any], candidates: int,
                 progress: Callable[[int, int, Tensor], None]) -> tuple[Tensor, list[int]]:
         """Coarse planes for every row of z, the best of `candidates`, and the noise seeds that gave them."""
-        tried, likeness = [], []
+        tried, noises = [], []
         for index in range(candidates):
-            some = [candidate_seed(seed, index) for seed in seeds]
-            planes = self.base.sample(z, generators=[stage_generator(s, "base") for s in some],
-                                      steps=settings["num_inference_steps"],
-                                      guidance_scale=settings["guidance_scale"],
-                                      guidance_stop=settings["guidance_stop"], progress=progress)
-            tried.append((planes, some))
-            if candidates > 1:
-                likeness.append((self._seen(planes) * z).sum(-1))
-        if candidates == 1:
-            return tried[0]
-        best = torch.stack(likeness).argmax(0).tolist()
-        return (torch.stack([tried[chosen][0][row] for row, chosen in enumerate(best)]),
-                [tried[chosen][1][row] for row, chosen in enumerate(best)])
+            noises.append([candidate_seed(seed, index) for seed in seeds])
+            tried.append(self.base.sample(z, generators=[stage_generator(s, "base") for s in noises[-1]],
+                                          steps=settings["num_inference_steps"],
+                                          guidance_scale=settings["guidance_scale"],
+                                          guidance_stop=settings["guidance_stop"], progress=progress))
+        planes, best = nearest(tried, z, self._seen)
+        return planes, [noises[chosen][row] for row, chosen in enumerate(best)]
 
     def _avatar(self, planes: Tensor, metadata: dict[str, Any]) -> Avatar:
         layout = tuple(self.conventions["layout"])

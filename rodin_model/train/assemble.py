@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--upsampler-steps", type=int, default=defaults.upsampler_steps)
     parser.add_argument("--edit-strength", type=float, default=defaults.edit_strength)
     parser.add_argument("--candidates", type=int, default=defaults.candidates)
-    parser.add_argument("--feedback", type=float, default=defaults.feedback)
+    parser.add_argument("--feedback", type=float, nargs="+", default=defaults.feedback)
     parser.add_argument("--clearing", type=int, default=defaults.clearing)
     args = parser.parse_args(arguments)
     from rodin_model.conditioning import TowerConditioner
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                            num_inference_steps=args.steps,
                            guidance_scale=args.guidance, guidance_stop=args.guidance_stop,
                            upsampler_steps=args.upsampler_steps, edit_strength=args.edit_strength,
-                           candidates=args.candidates, feedback=args.feedback, clearing=args.clearing)
+                           candidates=args.candidates, feedback=tuple(args.feedback), clearing=args.clearing)
         pipe = RodinPipeline(TowerConditioner.from_folder(args.towers), LatentPrior.from_folder(args.prior),
                              BaseDiffusion.from_folder(args.base), Upsampler.from_folder(args.upsampler),
                              decoder, conventions, index,

@@ -71,6 +71,14 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pipe(tiny_model_dir: Path) -> RodinPipeline:
+    """The tiny model, loaded; quiet."""
+    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Edits of untrained models need not be put together well."""

@@ -20,13 +20,6 @@ from tests.model.test_retouch import recolored
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_model_dir: Path) -> RodinPipeline:
-    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
 def avatar(pipe: RodinPipeline) -> Avatar:
     return pipe("a man", generator=torch.Generator().manual_seed(5)).avatars[0]
 

@@ -18,7 +18,7 @@ from rodin_model.editing import disentangled, slerp, spoken
 from rodin_model.model_index import ModelIndex, find_model
 from rodin_model.pipeline import RodinPipeline
 from rodin_model.provenance import SOURCE_TYPE
-from rodin_model.seeds import candidate_seed, noise_seeds, stage_generator
+from rodin_model.seeds import noise_seeds, stage_generator
 from rodin_model.triplane import Avatar
 
 WORDS = ["a bearded man", "a woman with red hair", "someone in a hat"]
@@ -29,13 +29,6 @@ pytestmark = pytest.mark.usefixtures("hasty")
 
 def seeded(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_model_dir: Path) -> RodinPipeline:
-    pipe = RodinPipeline.from_pretrained(tiny_model_dir)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -173,44 +166,6 @@ def test_every_step_is_reported(pipe: RodinPipeline, capsys: pytest.CaptureFixtu
     finally:
         pipe.set_progress_bar_config(disable=True)
     assert "shown" in capsys.readouterr().err
-
-
-def test_the_candidate_that_looks_most_as_asked_is_kept(pipe: RodinPipeline) -> None:
-    chosen = pipe(WORDS[1], generator=seeded(3), candidates=3).avatars[0]
-    tried = [pipe(WORDS[1], generator=seeded(3)).avatars[0]]
-    first = tried[0].metadata["noise_seed"]
-    z, likeness = tried[0].metadata["z"], []
-    for index in range(3):
-        seed = candidate_seed(first, index)
-        coarse = pipe.base.sample(z[None], generators=[stage_generator(seed, "base")], steps=3)
-        front = pipe._avatar(coarse[0], {}).turntable(1, 128)
-        likeness.append((float((pipe.conditioner.encode_image(front.permute(0, 3, 1, 2)) * z).sum()), seed))
-    assert len({seed for _, seed in likeness}) == 3
-    assert chosen.metadata["noise_seed"] == max(likeness)[1]
-    # the chosen noise is the avatar's own from here on: an edit that changes nothing gives the same planes
-    torch.testing.assert_close(pipe.edit(chosen, "a hat", strength=0.0).planes, chosen.planes)
-    with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 64; got 0"):
-        pipe(WORDS[1], candidates=0)
-
-
-def test_what_a_look_misses_is_said_again(pipe: RodinPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = pipe(WORDS[1], generator=seeded(3)).avatars[0]
-    z, seed = plain.metadata["z"], plain.metadata["noise_seed"]
-    seen = pipe.conditioner.encode_image(plain.turntable(1, 128).permute(0, 3, 1, 2))[0]
-    monkeypatch.setattr(pipe, "index", dataclasses.replace(pipe.index, feedback=0.5))
-    steps: list[str] = []
-    looked = pipe(WORDS[1], generator=seeded(3), callback_on_step_end=lambda _, __, stage, ___: steps.append(stage))
-    told = torch.nn.functional.normalize(z + 0.5 * (z - seen), dim=0)
-    coarse = pipe.base.sample(z[None], generators=[stage_generator(seed, "base")], steps=3)
-    wanted = pipe.upsampler.sample(coarse, told[None], generators=[stage_generator(seed, "upsampler")], steps=2)[0]
-    again = looked.avatars[0]
-    torch.testing.assert_close(again.planes, wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(again.planes, plain.planes, atol=1e-3)
-    assert torch.equal(again.metadata["z"], z) and steps.count("upsampler") == 4  # two steps, twice
-    ends = pipe.interpolate(again, pipe(WORDS[0], generator=seeded(4)).avatars[0], 2)
-    torch.testing.assert_close(ends[0].planes, again.planes, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="feedback must lie between 0 and 4; got -1"):
-        dataclasses.replace(pipe.index, feedback=-1)
 
 
 def test_backs_of_heads_are_cleared(pipe: RodinPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
