@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +23,7 @@ from rodin_model.decoder import load_decoder, save_decoder
 from rodin_model.diffusion import BaseDiffusion, Progress, sample_noise
 from rodin_model.files import read_json, write_json
 from rodin_model.latent_prior import LatentPrior
-from rodin_model.looking import drawings, drawn_again, feedback_of, nearest
+from rodin_model.looking import Names, drawings, drawn_again, feedback_of, likeness, nearest
 from rodin_model.matching import closer
 from rodin_model.model_index import INDEX_FILE, ModelIndex, find_model
 from rodin_model.prompts import check_prompt
@@ -143,8 +144,8 @@ class RodinPipeline:
             image: a file name, a PIL picture or a tensor [3, H, W] in [0, 1] on white, or a list of these.
             num_inference_steps, guidance_scale, guidance_stop, upsampler_steps: None for what the model's index
                 recommends; for guidance see `TriplaneDiffusion.denoise`.
-            candidates: of so many coarse avatars, 1 to 64, the one goes on whose front picture's z is nearest to the z
-                asked for (as DALL-E ranks by CLIP); None as above; from noise there is nothing to compare, one is made.
+            candidates: of so many coarse avatars, 1 to 64, the one goes on whose front picture looks most like what was
+                asked for (`looking.likeness`); None as above; from noise there is nothing to compare, one is made.
             generator: where seeds come from; one for all avatars, or one each. An avatar depends on its own seed only.
             num_avatars_per_prompt: how many avatars are made of each prompt, portrait or latent, 1 to 1000.
             z: latents [B, 512] of unit length, instead of prompt and image.
@@ -233,7 +234,7 @@ class RodinPipeline:
                                      steps=steps, guidance_scale=settings["guidance_scale"],
                                      guidance_stop=settings["guidance_stop"], emphasis=self.index.edit_emphasis,
                                      progress=report("base"))
-            fine, used = self._fine(coarse, moved[None], self._fine_noise([seed]), fine_steps, feedback,
+            fine, used = self._fine(coarse, moved[None], [()], self._fine_noise([seed]), fine_steps, feedback,
                                     report("upsampler"))
         return self._avatar(fine[0], {**facts, "feedback": used[0]})
 
@@ -263,7 +264,7 @@ class RodinPipeline:
                                           steps=settings["num_inference_steps"],
                                           guidance_scale=settings["guidance_scale"],
                                           guidance_stop=settings["guidance_stop"])
-                fine, _ = self._fine(coarse, row[None], fine_noise, settings["upsampler_steps"], [feedback],
+                fine, _ = self._fine(coarse, row[None], [()], fine_noise, settings["upsampler_steps"], [feedback],
                                      report("upsampler"))
                 facts = {**settings, "z": row.clone(), "noise_seed": seeds[share == 1], "feedback": feedback}
                 made.append(self._finished(self._avatar(fine[0], facts)))
@@ -322,12 +323,15 @@ class RodinPipeline:
         size = self.batch_size or (1 if self.device.type == "cpu" else 8)
         steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
         batches, feedback = -(-len(z) // size), self.index.feedback
+        names = [named_attributes(fact.get("prompt", "")) for fact in facts]
         avatars: list[Avatar] = []
         with self._reporting(batches * (candidates * steps + drawings(feedback) * fine_steps), callback) as report:
             for start in range(0, len(z), size):
-                part = z[start:start + size]
-                coarse, some = self._coarse(part, seeds[start:start + size], settings, candidates, report("base"))
-                fine, used = self._fine(coarse, part, self._fine_noise(some), fine_steps, feedback, report("upsampler"))
+                part, named = z[start:start + size], names[start:start + size]
+                coarse, some = self._coarse(part, named, seeds[start:start + size], settings, candidates,
+                                            report("base"))
+                fine, used = self._fine(coarse, part, named, self._fine_noise(some), fine_steps, feedback,
+                                        report("upsampler"))
                 for planes, row, seed, own, fact in zip(fine, part, some, used, facts[start:], strict=False):
                     avatars.append(self._avatar(planes, {**settings, **fact, "z": row.clone(), "noise_seed": seed,
                                                          "feedback": own}))
@@ -343,11 +347,12 @@ class RodinPipeline:
         return sample_noise((3, self.upsampler.channels, size, size),
                             [stage_generator(seed, "upsampler") for seed in seeds], self.device)
 
-    def _fine(self, coarse: Tensor, z: Tensor, noise: Tensor, steps: int, feedback: Sequence[float],
+    def _fine(self, coarse: Tensor, z: Tensor, names: Names, noise: Tensor, steps: int, feedback: Sequence[float],
               progress: Progress) -> tuple[Tensor, list[float]]:
         """Fine planes [B, 3, C, R, R] of coarse ones and z [B, 512], and with which `feedback` each row was drawn."""
         return drawn_again(lambda told: self.upsampler.sample(coarse, told, generators=[], noise=noise, steps=steps,
-                                                              progress=progress), z, self._seen, feedback)
+                                                              progress=progress),
+                           z, self._seen, partial(likeness, self.conditioner, z, names), feedback)
 
     def _seen(self, planes: Tensor) -> Tensor:
         """What the conditioner sees in the front pictures of planes [B, 3, C, R, R]: z [B, 512]."""
@@ -367,7 +372,7 @@ class RodinPipeline:
 
             yield report
 
-    def _coarse(self, z: Tensor, seeds: list[int], settings: dict[str, Any], candidates: int,
+    def _coarse(self, z: Tensor, names: Names, seeds: list[int], settings: dict[str, Any], candidates: int,
                 progress: Callable[[int, int, Tensor], None]) -> tuple[Tensor, list[int]]:
         """Coarse planes for every row of z, the best of `candidates`, and the noise seeds that gave them."""
         tried, noises = [], []
@@ -377,7 +382,7 @@ class RodinPipeline:
                                           steps=settings["num_inference_steps"],
                                           guidance_scale=settings["guidance_scale"],
                                           guidance_stop=settings["guidance_stop"], progress=progress))
-        planes, best = nearest(tried, z, self._seen)
+        planes, best = nearest(tried, self._seen, partial(likeness, self.conditioner, z, names))
         return planes, [noises[chosen][row] for row, chosen in enumerate(best)]
 
     def _avatar(self, planes: Tensor, metadata: dict[str, Any]) -> Avatar:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rodin_model.looking import drawings, drawn_again, nearest
+from rodin_model.avatars.attributes import CHOICES
+from rodin_model.conditioning import TowerConditioner
+from rodin_model.looking import drawings, drawn_again, likeness, nearest
 from rodin_model.pipeline import RodinPipeline
+from rodin_model.regions import named_attributes
 from rodin_model.seeds import candidate_seed, stage_generator
 from rodin_model.triplane import Avatar
 
@@ -35,15 +39,43 @@ def test_every_row_keeps_its_own() -> None:
     for planes, row in zip(tried, ([0.9, 0.0], [0.0, 0.5]), strict=True):
         planes.flatten(1)[:, :2] = torch.tensor(row)
     tried[0].flatten(1)[2, :2] = torch.tensor([-0.2, 9.0])
-    planes, best = nearest(tried, z, looked_at)
+    planes, best = nearest(tried, looked_at, lambda seen: (seen * z).sum(-1))
     assert best == [0, 1, 0]
     assert torch.equal(planes, torch.stack([tried[0][0], tried[1][1], tried[0][2]]))
 
 
 def test_one_is_not_looked_at() -> None:
     planes = torch.ones(2, 3, 1, 2, 2)
-    kept, best = nearest([planes], torch.ones(2, 2), lambda _: pytest.fail("looked"))
+    kept, best = nearest([planes], lambda _: pytest.fail("looked"), lambda _: pytest.fail("compared"))
     assert kept is planes and best == [0, 0]
+
+
+def test_likeness_is_of_what_is_named(pipe: RodinPipeline) -> None:
+    """Row by row, by a count of its own: the logarithm of how likely each value is that z says."""
+    z, seen = (F.normalize(torch.randn(3, 512, generator=torch.Generator().manual_seed(i)), dim=1) for i in range(2))
+    names = [frozenset({"hat", "glasses"}), frozenset({"age"}), frozenset()]
+    assert isinstance(pipe.conditioner, TowerConditioner)
+    heads, found = pipe.conditioner.towers.heads, likeness(pipe.conditioner, z, names, seen)
+    for row, named in enumerate(names):
+        said, total = pipe.conditioner.read_attributes(z[row:row + 1])[0], 0.0
+        for name in named or CHOICES:
+            shares = heads(seen[row:row + 1])[0][name].double().softmax(-1)[0]
+            total += math.log(shares[CHOICES[name].index(said[name])])
+        assert float(found[row]) == pytest.approx(total, rel=1e-5)
+    assert bool((likeness(pipe.conditioner, z, names, z) > found).all())
+
+
+def test_likeness_that_cannot_be_read_is_the_cosine() -> None:
+    class Blind:
+        def encode_text(self, texts: Sequence[str]) -> Tensor:
+            return torch.zeros(len(texts), 512)
+
+        def encode_image(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), 512)
+
+    z, seen = 2 * F.normalize(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), dim=1), torch.tensor([[5.0, 0.0], [-3.0, -4.0]])
+    found = likeness(Blind(), z, [frozenset({"hat"}), ()], seen)
+    torch.testing.assert_close(found, torch.tensor([0.2 ** 0.5, -1.0]))
 
 
 @pytest.mark.parametrize(("feedback", "looks"), [((0.0,), 0), ((0.5,), 1), ((0.0, 0.5), 3), ((0.4, 0.8, 1.2), 4)])
@@ -66,7 +98,7 @@ def test_what_is_missed_is_said_louder(feedback: tuple[float, ...], looks: int) 
         seen += 1
         return 2 * F.normalize(looked_at(planes), dim=1)
 
-    planes, used = drawn_again(draw, z, look, feedback)
+    planes, used = drawn_again(draw, z, look, lambda seen: F.cosine_similarity(seen, z), feedback)
     assert seen == looks and len(said) == drawings(feedback)
     assert torch.equal(said[0], z)
     missed = z - (turn @ z[..., None])[..., 0]
@@ -82,18 +114,28 @@ def test_what_is_missed_is_said_louder(feedback: tuple[float, ...], looks: int) 
         assert used == [1.2, 0.4]
 
 
-def test_the_candidate_that_looks_most_as_asked_is_kept(pipe: RodinPipeline) -> None:
-    chosen = pipe(WORDS[1], generator=seeded(3), candidates=3).avatars[0]
-    tried = [pipe(WORDS[1], generator=seeded(3)).avatars[0]]
-    first = tried[0].metadata["noise_seed"]
-    z, likeness = tried[0].metadata["z"], []
+def shows(pipe: RodinPipeline, avatar: Avatar, z: Tensor, names: Iterable[str]) -> float:
+    """How likely an avatar's front picture shows what z [512] says of the attributes `names`."""
+    front = pipe.conditioner.encode_image(avatar.turntable(1, 128).permute(0, 3, 1, 2))
+    assert isinstance(pipe.conditioner, TowerConditioner)
+    logits = [pipe.conditioner.towers.heads(latent)[0] for latent in (z[None], front)]
+    return sum(float(logits[1][name].log_softmax(-1)[0, logits[0][name].argmax()]) for name in names)
+
+
+@pytest.mark.parametrize(("text", "names"), [(WORDS[1], ["hair_color"]), ("whoever", CHOICES)])
+def test_the_candidate_that_shows_most_of_what_words_name_is_kept(pipe: RodinPipeline, text: str,
+                                                                  names: Iterable[str]) -> None:
+    chosen = pipe(text, generator=seeded(6), candidates=3).avatars[0]
+    first = pipe(text, generator=seeded(6)).avatars[0]
+    z, named, whole = first.metadata["z"], [], []
     for index in range(3):
-        seed = candidate_seed(first, index)
-        coarse = pipe.base.sample(z[None], generators=[stage_generator(seed, "base")], steps=3)
-        front = pipe._avatar(coarse[0], {}).turntable(1, 128)
-        likeness.append((float((pipe.conditioner.encode_image(front.permute(0, 3, 1, 2)) * z).sum()), seed))
-    assert len({seed for _, seed in likeness}) == 3
-    assert chosen.metadata["noise_seed"] == max(likeness)[1]
+        seed = candidate_seed(first.metadata["noise_seed"], index)
+        avatar = pipe._avatar(pipe.base.sample(z[None], generators=[stage_generator(seed, "base")], steps=3)[0], {})
+        named.append((shows(pipe, avatar, z, names), seed))
+        whole.append((shows(pipe, avatar, z, CHOICES), seed))
+    assert len({seed for _, seed in named}) == 3
+    assert chosen.metadata["noise_seed"] == max(named)[1]
+    assert (max(named)[1] == max(whole)[1]) == (names is CHOICES)
     # the chosen noise is the avatar's own from here on: an edit that changes nothing gives the same planes
     torch.testing.assert_close(pipe.edit(chosen, "a hat", strength=0.0).planes, chosen.planes)
     with pytest.raises(ValueError, match="candidates must be a whole number from 1 to 64; got 0"):
@@ -122,10 +164,6 @@ def test_what_a_look_misses_is_said_again(pipe: RodinPipeline, monkeypatch: pyte
 
 
 def test_the_feedback_that_looks_most_as_asked_is_kept(pipe: RodinPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def likeness(avatar: Avatar) -> float:
-        front = avatar.turntable(1, 128).permute(0, 3, 1, 2)
-        return float((pipe.conditioner.encode_image(front)[0] * avatar.metadata["z"]).sum())
-
     def made(*feedback: float, row: int) -> Avatar:
         monkeypatch.setattr(pipe, "index", dataclasses.replace(pipe.index, feedback=feedback))
         return pipe(WORDS[row], generator=seeded(row)).avatars[0]
@@ -133,7 +171,8 @@ def test_the_feedback_that_looks_most_as_asked_is_kept(pipe: RodinPipeline, monk
     choices, kept = (3.0, 0.0, 0.5), []
     for row in range(len(WORDS)):
         chosen = made(*choices, row=row)
-        best = max((made(f, row=row) for f in choices), key=likeness)
+        names = named_attributes(WORDS[row])
+        best = max((made(f, row=row) for f in choices), key=lambda a: shows(pipe, a, a.metadata["z"], names))
         assert chosen.metadata["feedback"] == best.metadata["feedback"]
         assert torch.equal(chosen.planes, best.planes)
         kept.append(chosen.metadata["feedback"])
