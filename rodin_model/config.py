@@ -147,13 +147,14 @@ class AmortizedConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What a saved diffusion model's config.json holds."""
+    """What a saved diffusion model's config.json holds; `details` and `notch` are the upsampler's alone."""
 
     unet: UNetConfig
     noise: NoiseConfig
     channels: int
     principal: PrincipalConfig | None = None
     details: tuple[DetailConfig, ...] = ()
+    notch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ class Preset:
     principal: PrincipalConfig | None = None
     refiner: RefinerConfig | None = None
     details: tuple[DetailConfig, ...] = ()
+    notch: float = 0.0
 
 
 PRESETS: dict[str, Preset] = {
@@ -212,6 +214,7 @@ PRESETS: dict[str, Preset] = {
         refiner=RefinerConfig(),
         details=(DetailConfig(),
                  DetailConfig(window=128, corner=(0, 0, 0), patch=2, maps=12, width=112, border=0)),
+        notch=2.5,
     ),
     "rodin": Preset(
         planes=PlanesConfig(channels=32, resolution=256, coarse_resolution=64),

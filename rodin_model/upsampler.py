@@ -7,6 +7,7 @@ planes are blurred, shrunk and made noisy, so that it also repairs what the base
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -53,15 +54,45 @@ def gaussian_blur(planes: Tensor, sigma: Tensor) -> Tensor:
     return planes
 
 
-class Upsampler(TriplaneDiffusion):
-    """Coarse planes and latent to fine planes: a U-Net, and `details` drawn on top of it, one after another."""
+def notched(planes: Tensor, reach: float) -> Tensor:
+    """Planes [B, 3, C, R, R] without what alternates from one texel to the next, along rows and along columns.
 
-    def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int,
-                 details: Sequence[DetailConfig] = ()) -> None:
+        y_i = x_i - (-1)^i G[(-1)^j x_j],   G a Gaussian of standard deviation `reach` texels, borders mirrored
+
+    It takes the share exp(-reach^2 (pi - w)^2 / 2) of what oscillates by w a texel: all of the finest grid, and next to
+    nothing of anything a little coarser. That grid is what drawing patches of 2² texels at once leaves behind (the
+    checkerboards of sub-pixel convolution, Odena et al. 2016).
+    """
+    radius, size = math.ceil(3 * reach), planes.shape[-1]
+    at = torch.arange(-radius, radius + 1, device=planes.device, dtype=planes.dtype)
+    weights = torch.softmax(-0.5 * (at / reach) ** 2, 0) * (1 - 2 * (at.abs() % 2))
+    flat = planes.reshape(-1, 1, size, size)
+    for shape, border in (((1, 1, 1, -1), (radius, radius, 0, 0)), ((1, 1, -1, 1), (0, 0, radius, radius))):
+        flat = flat - F.conv2d(F.pad(flat, border, mode="reflect"), weights.view(shape))
+    return flat.view_as(planes)
+
+
+class Upsampler(TriplaneDiffusion):
+    """Coarse planes and latent to fine planes: a U-Net, and `details` drawn on top of it, one after another.
+
+    Both may draw patches of 2² texels at once; `notch` says over how many texels the grid that this leaves is looked
+    for, and taken away (`notched`); 0: it is left.
+    """
+
+    def __init__(self, config: UNetConfig, noise: NoiseConfig, channels: int, details: Sequence[DetailConfig] = (),
+                 notch: float = 0.0) -> None:
         super().__init__(config, noise, channels)
         if details and noise.prediction != "sample":
             raise ValueError(f'detail is drawn on clean planes: prediction must be "sample"; got {noise.prediction!r}')
+        if not 0 <= 3 * notch <= config.resolution - 1:
+            raise ValueError(f"notch must be 0 or more, and 3 notch less than the {config.resolution} texels of a "
+                             f"plane; got {notch}")
         self.details = nn.ModuleList(Detail(own, channels, config.resolution, config.layout) for own in details)
+        self.notch = notch
+
+    def denormalize(self, planes: Tensor) -> Tensor:
+        """Planes [B, 3, C, R, R] that `predict` gave -> feature units, without their grid."""
+        return super().denormalize(notched(planes, self.notch) if self.notch else planes)
 
     def predict(self, noisy: Tensor, t: Tensor, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """x0 = cond + network(noisy, cond) + details, with `cond` [B, 3, C, R, R] as `condition` makes it."""
@@ -82,7 +113,7 @@ class Upsampler(TriplaneDiffusion):
 
     def configuration(self) -> DiffusionConfig:
         """All that `configured` needs to build such a model."""
-        return dataclasses.replace(super().configuration(), details=self.detail_configs())
+        return dataclasses.replace(super().configuration(), details=self.detail_configs(), notch=self.notch)
 
     def detail_configs(self) -> tuple[DetailConfig, ...]:
         """What describes the details that this model has."""
@@ -91,7 +122,7 @@ class Upsampler(TriplaneDiffusion):
     @classmethod
     def configured(cls, config: DiffusionConfig) -> Self:
         """A model as `config` describes it, its weights yet to be loaded or learned."""
-        return cls(config.unet, config.noise, config.channels, config.details)
+        return cls(config.unet, config.noise, config.channels, config.details, config.notch)
 
     def condition(self, coarse: Tensor) -> Tensor:
         """Coarse planes [B, 3, C, r, r] in feature units -> the condition [B, 3, C, R, R], normalised.

@@ -245,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(settings.seed)
     trained = Upsampler.from_folder(args.init) if args.init else None
     model = Upsampler(preset.upsampler, preset.upsampler_noise, preset.planes.channels,
-                      () if trained is None else trained.detail_configs())
+                      () if trained is None else trained.detail_configs(), preset.notch)
     losses, about = losses_of(args, settings, preset)
     if trained is not None:
         begin_with(model, trained)
