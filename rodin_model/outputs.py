@@ -88,8 +88,9 @@ def write_avatar(folder: Path, avatar: Avatar, views: Views, mark: Mark, setting
     """
     from rodin_model.portraits import to_picture
     from rodin_model.provenance import animation_bytes, picture_bytes
+    from rodin_model.triplane import UNSEEN
 
-    rgb = avatar.turntable(views.count, views.size, progress=progress, refine=views.refiner)
+    rgb = avatar.turntable(views.count, views.size, progress=progress, stop_below=UNSEEN, refine=views.refiner)
     pictures = [to_picture(frame) for frame in rgb]
     files.write_bytes(folder / "front.png", picture_bytes(pictures[0], mark))
     files.write_bytes(folder / f"turntable.{views.turntable}", animation_bytes(pictures, mark, views.turntable))

@@ -38,6 +38,8 @@ from rodin_model.upsampler import Upsampler
 if TYPE_CHECKING:
     from rodin_kernels import TinyDecoder
 
+#: Samples that run together: avatars on a GPU, candidates for one of them on a CPU.
+BATCH = 8
 #: Called after every denoising step with (pipeline, steps done in this stage, "base" or "upsampler", {"planes": ...}).
 StepCallback = Callable[["RodinPipeline", int, str, dict[str, Tensor]], None]
 
@@ -53,8 +55,8 @@ class RodinPipeline:
 
     The parts are public: `conditioner` (words and pictures to z), `prior` (noise to z), `base` and `upsampler` (z to
     planes), `decoder` with `conventions` (how planes are read), `refiner` (of pictures; None in a model without one).
-    `batch_size` samples run together: 1 on a CPU, where more gain nothing, so that a sample's bits do not depend on its
-    neighbours; 8 elsewhere.
+    `batch_size` samples run together: 1 on a CPU, so that a sample's bits do not depend on its neighbours; 8 elsewhere.
+    Candidates for coarse planes share a batch as far as 8 samples go.
     """
 
     def __init__(self, conditioner: Conditioner, prior: LatentPrior, base: BaseDiffusion, upsampler: Upsampler,
@@ -320,15 +322,17 @@ class RodinPipeline:
     def _make(self, z: Tensor, seeds: list[int], facts: list[dict[str, Any]], settings: dict[str, Any],
               callback: StepCallback | None, candidates: int = 1) -> list[Avatar]:
         """z [B, 512] with one noise seed a row through both diffusions."""
-        size = self.batch_size or (1 if self.device.type == "cpu" else 8)
+        size = self.batch_size or (1 if self.device.type == "cpu" else BATCH)
+        together = max(1, BATCH // size)
         steps, fine_steps = settings["num_inference_steps"], settings["upsampler_steps"]
+        drawn = -(-candidates // together) * steps
         batches, feedback = -(-len(z) // size), self.index.feedback
         names = [named_attributes(fact.get("prompt", "")) for fact in facts]
         avatars: list[Avatar] = []
-        with self._reporting(batches * (candidates * steps + drawings(feedback) * fine_steps), callback) as report:
+        with self._reporting(batches * (drawn + drawings(feedback) * fine_steps), callback) as report:
             for start in range(0, len(z), size):
                 part, named = z[start:start + size], names[start:start + size]
-                coarse, some = self._coarse(part, named, seeds[start:start + size], settings, candidates,
+                coarse, some = self._coarse(part, named, seeds[start:start + size], settings, candidates, together,
                                             report("base"))
                 fine, used = self._fine(coarse, part, named, self._fine_noise(some), fine_steps, feedback,
                                         report("upsampler"))
@@ -373,15 +377,17 @@ class RodinPipeline:
             yield report
 
     def _coarse(self, z: Tensor, names: Names, seeds: list[int], settings: dict[str, Any], candidates: int,
-                progress: Callable[[int, int, Tensor], None]) -> tuple[Tensor, list[int]]:
-        """Coarse planes for every row of z, the best of `candidates`, and the noise seeds that gave them."""
-        tried, noises = [], []
-        for index in range(candidates):
-            noises.append([candidate_seed(seed, index) for seed in seeds])
-            tried.append(self.base.sample(z, generators=[stage_generator(s, "base") for s in noises[-1]],
-                                          steps=settings["num_inference_steps"],
-                                          guidance_scale=settings["guidance_scale"],
-                                          guidance_stop=settings["guidance_stop"], progress=progress))
+                together: int, progress: Callable[[int, int, Tensor], None]) -> tuple[Tensor, list[int]]:
+        """Coarse planes for every z, the best of `candidates`, drawn `together` at a time; and their noise seeds."""
+        noises = [[candidate_seed(seed, index) for seed in seeds] for index in range(candidates)]
+        tried: list[Tensor] = []
+        for first in range(0, candidates, together):
+            some = noises[first:first + together]
+            drawn = self.base.sample(z.repeat(len(some), 1),
+                                     generators=[stage_generator(s, "base") for row in some for s in row],
+                                     steps=settings["num_inference_steps"], guidance_scale=settings["guidance_scale"],
+                                     guidance_stop=settings["guidance_stop"], progress=progress)
+            tried += drawn.split(len(z))
         planes, best = nearest(tried, self._seen, partial(likeness, self.conditioner, z, names))
         return planes, [noises[chosen][row] for row, chosen in enumerate(best)]
 

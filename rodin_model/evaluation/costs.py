@@ -21,6 +21,7 @@ from rodin_model.evaluation.sampler import Row, Section
 from rodin_model.evaluation.words import SENTENCE
 from rodin_model.matching import closer
 from rodin_model.pipeline import RodinPipeline
+from rodin_model.triplane import UNSEEN
 
 #: Pictures of a turntable, and their pixels, as the command makes them.
 VIEWS, SIZE = 24, 256
@@ -76,7 +77,7 @@ def measure(model: str | None, device: str, views: int = VIEWS, size: int = SIZE
     with clock.stage("picture"):
         front = avatar.turntable(1, size)[0]
     with clock.stage("turntable"):
-        avatar.turntable(views, size)
+        avatar.turntable(views, size, stop_below=UNSEEN)
     with clock.stage(PORTRAIT):
         closer(avatar, front.permute(2, 0, 1), always=True, bar={"disable": True})
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}"

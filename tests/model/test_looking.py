@@ -122,6 +122,19 @@ def shows(pipe: RodinPipeline, avatar: Avatar, z: Tensor, names: Iterable[str]) 
     return sum(float(logits[1][name].log_softmax(-1)[0, logits[0][name].argmax()]) for name in names)
 
 
+@pytest.mark.parametrize(("batch", "draws"), [(8, 1), (2, 2), (1, 3)])
+def test_candidates_are_drawn_together_and_each_from_its_own_noise(pipe: RodinPipeline, batch: int, draws: int,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pipe(WORDS[1], generator=seeded(6), candidates=3).avatars[0]
+    monkeypatch.setattr("rodin_model.pipeline.BATCH", batch)
+    seen: list[tuple[int, str]] = []
+    found = pipe(WORDS[1], generator=seeded(6), candidates=3,
+                 callback_on_step_end=lambda _, step, stage, kw: seen.append((step, stage))).avatars[0]
+    assert [step for step, stage in seen if stage == "base"] == draws * [1, 2, 3]
+    assert found.metadata["noise_seed"] == expected.metadata["noise_seed"]
+    torch.testing.assert_close(found.planes, expected.planes, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("text", "names"), [(WORDS[1], ["hair_color"]), ("whoever", CHOICES)])
 def test_the_candidate_that_shows_most_of_what_words_name_is_kept(pipe: RodinPipeline, text: str,
                                                                   names: Iterable[str]) -> None:

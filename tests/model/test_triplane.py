@@ -11,7 +11,7 @@ from rodin_kernels import RODIN, RODINHD, TinyDecoder, sample_triplane
 from rodin_model import checkpoints
 from rodin_model.cameras import Camera
 from rodin_model.decoder import load_decoder, new_decoder, save_decoder
-from rodin_model.triplane import Avatar, largest_piece
+from rodin_model.triplane import UNSEEN, Avatar, largest_piece
 
 
 def make_avatar(seed: int = 0, channels: int = 4, size: int = 8, **choices: object) -> Avatar:
@@ -77,6 +77,18 @@ def test_the_occupancy_changes_no_picture() -> None:
     avatar, camera = make_avatar(), Camera.orbit(50, 10, 12)
     with_grid, without = avatar.render(camera), avatar.render(camera, use_occupancy=False)
     torch.testing.assert_close(with_grid.rgb, without.rgb, atol=0.02, rtol=0)
+
+
+def test_rays_may_end_where_little_light_is_left() -> None:
+    avatar, camera = make_avatar(), Camera.orbit(50, 10, 12)
+    whole, ended = avatar.render(camera), avatar.render(camera, stop_below=0.3)
+    assert whole.opacity.max() > 0.8, "too thin to show anything"
+    gone = whole.opacity - ended.opacity
+    assert gone.min() > -1e-6 and 0.01 < gone.max() < 0.3
+    nearly = avatar.render(camera, stop_below=UNSEEN)
+    torch.testing.assert_close(nearly.rgb, whole.rgb, atol=UNSEEN, rtol=0)
+    frames = avatar.turntable(1, 12, pitch=10.0, stop_below=0.3)
+    assert torch.equal(frames[0], avatar.picture(Camera.orbit(0, 10, 12), stop_below=0.3))
 
 
 def test_a_turntable_is_a_row_of_pictures() -> None:
