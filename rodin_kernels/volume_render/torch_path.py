@@ -22,6 +22,8 @@ from .rays import bin_positions, hashed_uniform, sample_lengths
 #: Samples (rays times steps) of one chunk of rays, and steps of one block when rays may be closed early.
 CHUNK_SAMPLES = 1 << 19
 BLOCK_STEPS = 16
+#: Where rays may be closed early, a chunk's rows hold at most so many times the samples of a chunk.
+ROWS = 8
 #: Cells are looked up a little inside the box, so that rounding never loses a point on its faces.
 FACE_MARGIN = 2e-6
 
@@ -120,7 +122,9 @@ def march(plane_sets: Sequence[Tensor], rays: Rays, seeds: Tensor | None, cells:
         return _nothing(rays, how, width)
     count = rays.origins.shape[1]
     steps = rays.t.shape[2] if rays.t is not None else how.num_samples
-    chunk = max(1, CHUNK_SAMPLES // max(steps, 1))
+    # rows of numbers are cheap beside what is decoded at once: where that is a block, a chunk may have more rays
+    together = max(BLOCK_STEPS, steps // ROWS) if _stops(how) else steps
+    chunk = max(1, CHUNK_SAMPLES // max(min(together, steps), 1))
     prepared: dict[int, Cells] = {}
     scenes = []
     for b, planes in enumerate(plane_sets):
@@ -255,13 +259,11 @@ def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, ho
     """Decode what may hold something."""
     blocks: list[Found] = []
     live, thickness = None, torch.zeros_like(rays.near).detach()
-    # means of raw densities may be thinner than the means of densities that close rays below: those march to the end
-    stop_below = how.stop_below if how.density is None else 0.0
-    for first, last in _blocks(t.shape[1], stop_below):
+    for first, last in _blocks(t.shape[1], _stops(how)):
         with torch.no_grad():
             where = _candidates(rays, t, live, first, last, cells)
         blocks.append(_decode_at(rays, t, where, field, how))
-        if stop_below > 0 and last < t.shape[1]:
+        if _stops(how) and last < t.shape[1]:
             with torch.no_grad():
                 live = _open_rays(thickness, blocks[-1], delta, t.shape[1], last, how)
                 if live.numel() == 0:
@@ -275,8 +277,13 @@ def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, ho
     return Found._make(None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True))
 
 
-def _blocks(steps: int, stop_below: float) -> Iterator[tuple[int, int]]:
-    size = BLOCK_STEPS if stop_below > 0 else max(steps, 1)
+def _stops(how: March) -> bool:
+    """Whether rays are closed early; means of raw densities may be thinner than the densities that close rays."""
+    return how.stop_below > 0 and how.density is None
+
+
+def _blocks(steps: int, stops: bool) -> Iterator[tuple[int, int]]:
+    size = BLOCK_STEPS if stops else max(steps, 1)
     return ((first, min(first + size, steps)) for first in range(0, steps, size))
 
 
