@@ -51,6 +51,11 @@ class March(NamedTuple):
         return self.quadrature != "left"
 
     @property
+    def stops(self) -> bool:
+        """Whether rays are closed early. Means of raw densities may be thinner than the means that would close them."""
+        return self.stop_below > 0 and self.density is None
+
+    @property
     def empty(self) -> float:
         """What a sample is worth that holds nothing: a density, or a raw one."""
         return 0.0 if self.density is None else -torch.inf
@@ -123,8 +128,8 @@ def march(plane_sets: Sequence[Tensor], rays: Rays, seeds: Tensor | None, cells:
     count = rays.origins.shape[1]
     steps = rays.t.shape[2] if rays.t is not None else how.num_samples
     # rows of numbers are cheap beside what is decoded at once: where that is a block, a chunk may have more rays
-    together = max(BLOCK_STEPS, steps // ROWS) if _stops(how) else steps
-    chunk = max(1, CHUNK_SAMPLES // max(min(together, steps), 1))
+    together = min(steps, max(BLOCK_STEPS, steps // ROWS)) if how.stops else steps
+    chunk = max(1, CHUNK_SAMPLES // max(together, 1))
     prepared: dict[int, Cells] = {}
     scenes = []
     for b, planes in enumerate(plane_sets):
@@ -259,11 +264,11 @@ def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, ho
     """Decode what may hold something."""
     blocks: list[Found] = []
     live, thickness = None, torch.zeros_like(rays.near).detach()
-    for first, last in _blocks(t.shape[1], _stops(how)):
+    for first, last in _blocks(t.shape[1], how.stops):
         with torch.no_grad():
             where = _candidates(rays, t, live, first, last, cells)
         blocks.append(_decode_at(rays, t, where, field, how))
-        if _stops(how) and last < t.shape[1]:
+        if how.stops and last < t.shape[1]:
             with torch.no_grad():
                 live = _open_rays(thickness, blocks[-1], delta, t.shape[1], last, how)
                 if live.numel() == 0:
@@ -275,11 +280,6 @@ def _shade(rays: Rays, t: Tensor, delta: Tensor, cells: Cells, field: Decode, ho
         return Found(none, none, like.new_zeros(0), like.new_zeros(0), like.new_zeros(0, width),
                      like.new_zeros(0, 3) if how.normals else None)
     return Found._make(None if column[0] is None else torch.cat(column) for column in zip(*blocks, strict=True))
-
-
-def _stops(how: March) -> bool:
-    """Whether rays are closed early; means of raw densities may be thinner than the densities that close rays."""
-    return how.stop_below > 0 and how.density is None
 
 
 def _blocks(steps: int, stops: bool) -> Iterator[tuple[int, int]]:

@@ -169,8 +169,7 @@ def run(args: argparse.Namespace) -> None:
     if len(trained.details) not in (args.number - 1, args.number):
         raise ValueError(f"--init has {len(trained.details)} details; number {args.number} needs those before it")
     torch.manual_seed(settings.seed)
-    model = Upsampler(trained.config, trained.noise, trained.channels, preset.details[:args.number],
-                      preset.notch)
+    model = Upsampler(trained.config, trained.noise, trained.channels, preset.details[:args.number], preset.notch)
     begin_with(model, trained)
     model.requires_grad_(False)
     detail = cast(Detail, model.details[-1].requires_grad_(True))
